@@ -1,0 +1,127 @@
+"""Settings and where each came from: a flag, the environment, `$EDGE_HOME/config.toml` or the default.
+
+Knows nothing of what the settings are for. Reading settings opens one small file and no socket.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Literal
+
+from .errors import ConfigError
+
+Source = Literal["flag", "environment", "file", "default"]
+_TRUE, _FALSE = {"1", "true", "yes", "on"}, {"0", "false", "no", "off", ""}
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Every setting. `sources` maps a field's name to where its value came from.
+
+    Each field `x` is read from `EDGE_X`, except that the key of the remote is never a field: it is read when
+    a request is made, from `EDGE_REMOTE_KEY` or from `remote_key_file`.
+    """
+
+    home: Path
+    store: Path
+    offline: bool
+    model: str | None
+    encoder: str
+    context: int
+    threads: int | None
+    remote: str | None
+    remote_model: str | None
+    remote_key_file: Path | None
+    sources: Mapping[str, Source]
+
+
+_DEFAULTS: dict[str, str | None] = {
+    "home": "~/.edge",
+    "store": None,  # HOME/store.db
+    "offline": "0",
+    "model": None,  # the best that is present and fits
+    "encoder": "minilm-l6-int8",
+    "context": "4096",
+    "threads": None,  # physical cores that this process may use
+    "remote": None,
+    "remote_model": None,
+    "remote_key_file": None,
+}
+
+
+def load_settings(
+    flags: Mapping[str, object] | None = None, environment: Mapping[str, str] | None = None
+) -> Settings:
+    """Read the settings; a flag wins over the environment, that over the file, that over the default.
+
+    `flags` maps field names to values; None means not given. Raises `ConfigError` naming the bad value and
+    its source.
+    """
+    flags = flags or {}
+    environment = os.environ if environment is None else environment
+    home = Path(str(flags.get("home") or environment.get("EDGE_HOME") or _DEFAULTS["home"])).expanduser()
+    layers: list[tuple[Source, Mapping[str, object]]] = [
+        ("flag", {name: value for name, value in flags.items() if value is not None}),
+        ("environment", {name: environment[key] for name in _DEFAULTS if (key := f"EDGE_{name.upper()}") in environment}),
+        ("file", _read_file(home / "config.toml")),
+        ("default", _DEFAULTS),
+    ]
+    values: dict[str, object] = {}
+    sources: dict[str, Source] = {}
+    for name in _DEFAULTS:
+        source, layer = next((source, layer) for source, layer in layers if name in layer)
+        values[name], sources[name] = layer[name], source
+    values["home"] = home
+
+    def number(name: str, least: int) -> int:
+        value = values[name]
+        try:
+            result = int(str(value))
+        except ValueError:
+            result = least - 1
+        if result < least:
+            raise ConfigError(f"{name} is {value!r} ({sources[name]}), not a whole number from {least}")
+        return result
+
+    def path(name: str) -> Path | None:
+        return Path(str(values[name])).expanduser() if values[name] else None
+
+    def text(name: str) -> str | None:
+        return str(values[name]) if values[name] else None
+
+    offline = str(values["offline"]).strip().lower()
+    if offline not in _TRUE | _FALSE:
+        raise ConfigError(f"offline is {values['offline']!r} ({sources['offline']})", hint="use 1 or 0")
+    return Settings(
+        home=home,
+        store=path("store") or home / "store.db",
+        offline=offline in _TRUE,
+        model=text("model"),
+        encoder=str(values["encoder"]),
+        context=number("context", 64),
+        threads=None if values["threads"] is None else number("threads", 1),
+        remote=text("remote"),
+        remote_model=text("remote_model"),
+        remote_key_file=path("remote_key_file"),
+        sources=sources,
+    )
+
+
+def _read_file(path: Path) -> dict[str, object]:
+    import tomllib
+
+    try:
+        with path.open("rb") as file:
+            content = tomllib.load(file)
+    except FileNotFoundError:
+        return {}
+    except (OSError, tomllib.TOMLDecodeError) as error:
+        raise ConfigError(f"{path} cannot be read: {error}") from error
+    known = {field.name for field in fields(Settings)} - {"sources", "home"}
+    for name in content:
+        if name not in known:
+            raise ConfigError(f"{path} has an unknown setting {name!r}", hint=f"use one of {', '.join(sorted(known))}")
+    return content

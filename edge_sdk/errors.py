@@ -1,0 +1,141 @@
+"""The error tree: every failure that a user can cause or meet is one `EdgeError`.
+
+`str(error)` is one line that says what happened, with the value, and what to do next. This module knows
+nothing of where an error is raised or shown.
+"""
+
+from __future__ import annotations
+
+
+class EdgeError(Exception):
+    """A failure with a one-line message and, where one exists, the next step.
+
+    >>> str(EdgeError("model 'x' is not in the catalog", hint="run `edge models`"))
+    "model 'x' is not in the catalog; run `edge models`"
+    """
+
+    def __init__(self, message: str, *, hint: str = "") -> None:
+        self.message = " ".join(message.split())
+        self.hint = " ".join(hint.split())
+        super().__init__(self.message)
+
+    def __str__(self) -> str:
+        return f"{self.message}; {self.hint}" if self.hint else self.message
+
+
+class ConfigError(EdgeError):
+    """A setting has a value that cannot be used."""
+
+
+class MissingExtraError(EdgeError):
+    """A feature needs a package that this install does not have; the hint is the pip command."""
+
+    def __init__(self, feature: str, extra: str) -> None:
+        super().__init__(f"{feature} needs an extra package", hint=f"run `pip install 'edge-sdk[{extra}]'`")
+
+
+class OfflineError(EdgeError):
+    """Something asked for the network while `EDGE_OFFLINE=1`."""
+
+
+# --- models -----------------------------------------------------------------------------------------
+
+
+class ModelError(EdgeError):
+    """A model cannot be found, fetched, checked or loaded."""
+
+
+class ModelNotFoundError(ModelError):
+    """The name is neither in the catalog nor a file."""
+
+
+class ModelDamagedError(ModelError):
+    """A model file fails its size, hash or structure check; native code never saw it."""
+
+
+class DownloadError(ModelError):
+    """Every source of a model failed; what was fetched is kept for resuming."""
+
+
+class DiskFullError(EdgeError):
+    """There is not enough space for what is to be written."""
+
+
+# --- engines ----------------------------------------------------------------------------------------
+
+
+class EngineError(EdgeError):
+    """Loading or running a model failed inside the engine."""
+
+
+class ContextOverflowError(EngineError):
+    """The prompt and the answer do not fit the context; nothing was cut."""
+
+    def __init__(self, prompt_tokens: int, max_tokens: int, context: int) -> None:
+        self.prompt_tokens, self.max_tokens, self.context = prompt_tokens, max_tokens, context
+        super().__init__(
+            f"{prompt_tokens} prompt tokens and {max_tokens} for the answer do not fit a context of {context}",
+            hint="shorten the prompt, lower --max-tokens or raise --context",
+        )
+
+
+class GrammarError(EngineError):
+    """A JSON schema or grammar cannot be compiled, or the engine cannot honour one."""
+
+
+class TemplateError(EngineError):
+    """A chat template is missing, fails or exceeds its limits."""
+
+
+# --- store and documents ----------------------------------------------------------------------------
+
+
+class StoreError(EdgeError):
+    """The store cannot be opened, read or written."""
+
+
+class StoreBusyError(StoreError):
+    """Another process holds the write lock for longer than the time allowed."""
+
+
+class StoreFullError(StoreError, DiskFullError):
+    """The disk is full; the open transaction was rolled back and what was acknowledged is intact."""
+
+
+class StoreDamagedError(StoreError):
+    """The file is not a store or fails its integrity check."""
+
+
+class EncoderMismatchError(StoreError):
+    """The store's vectors were made by another encoder."""
+
+
+class DocumentError(EdgeError):
+    """A document cannot be read, is too large, or holds no text."""
+
+
+# --- remote -----------------------------------------------------------------------------------------
+
+
+class RemoteError(EdgeError):
+    """A remote model could not be asked, or its reply cannot be used."""
+
+
+class RemoteUnreachableError(RemoteError):
+    """No connection: nothing was sent, so nothing was billed."""
+
+
+class RemoteTimeoutError(RemoteError):
+    """The absolute deadline passed."""
+
+
+class RemoteRejectedError(RemoteError):
+    """The server answered with an error status."""
+
+    def __init__(self, message: str, *, status: int, retry_after: float | None = None, hint: str = "") -> None:
+        self.status, self.retry_after = status, retry_after
+        super().__init__(message, hint=hint)
+
+
+class RemoteProtocolError(RemoteError):
+    """The reply is not what an OpenAI-compatible server sends, or it ended early."""

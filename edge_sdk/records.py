@@ -1,0 +1,219 @@
+"""The frozen records that pass between modules. No behaviour beyond simple derived values, no I/O."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+Role = Literal["system", "user", "assistant"]
+Route = Literal["local", "remote", "queued", "abstain"]
+FinishReason = Literal["stop", "length", "cancelled"]
+
+
+# --- generation -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One turn of a chat."""
+
+    role: Role
+    content: str
+
+
+@dataclass(frozen=True, slots=True)
+class GenerateOptions:
+    """How to sample. `temperature == 0` is greedy; then `top_k`, `top_p`, `min_p` and `seed` have no effect."""
+
+    max_tokens: int = 256
+    temperature: float = 0.0
+    top_k: int = 40
+    top_p: float = 0.95
+    min_p: float = 0.05
+    repeat_penalty: float = 1.0
+    seed: int = 0
+    stop: tuple[str, ...] = ()
+    json_schema: str | None = None  # a JSON Schema document as text
+    grammar: str | None = None  # GBNF; at most one of the two
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """One generated token with its confidence signals, all from the raw logits (before sampling), in nats.
+
+    `text` may be empty: bytes of an unfinished character, and text that may become a stop string, are held
+    back and come with a later token. `logprob` is of the chosen token, `entropy` of the whole distribution,
+    `margin` the log-probability of the best token less that of the second best (so never negative).
+    """
+
+    id: int
+    text: str
+    logprob: float
+    entropy: float
+    margin: float
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationResult:
+    """How a generation ended. `cached_tokens` of `prompt_tokens` were reused from the KV cache."""
+
+    finish_reason: FinishReason
+    prompt_tokens: int
+    cached_tokens: int
+    completion_tokens: int
+    prefill_ms: float
+    decode_ms: float
+
+
+# --- documents --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """A part of a document: `text[start:end]` (characters) under the headings that lead to it."""
+
+    start: int
+    end: int
+    headings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ParsedDocument:
+    """A document as plain text. `sections` are in order, do not overlap, and may leave gaps."""
+
+    name: str  # what the user sees and cites: a path as given, or `py:json`
+    title: str
+    text: str
+    sections: tuple[Section, ...]
+    content_hash: str  # sha256 of the source bytes, hexadecimal
+    media_type: str
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """A passage before it is stored: `text == document.text[start:end]`."""
+
+    text: str
+    start: int
+    end: int
+    heading: str  # the headings joined by " › ", or ""
+
+
+@dataclass(frozen=True, slots=True)
+class Passage:
+    """A stored passage. `text` is exactly the document's `text[start:end]`, offsets in characters."""
+
+    id: int
+    document: str
+    title: str
+    heading: str
+    text: str
+    start: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True)
+class DocumentInfo:
+    """A row of `edge list`."""
+
+    name: str
+    title: str
+    media_type: str
+    characters: int
+    passages: int
+    content_hash: str
+    added_at: str  # UTC, ISO 8601
+
+
+@dataclass(frozen=True, slots=True)
+class Hit:
+    """A retrieved passage. Ranks count from 1; None where that ranking did not return the passage.
+
+    `score` is the fused one that orders the hits; `bm25` is larger for better; `similarity` is the cosine.
+    """
+
+    passage: Passage
+    score: float
+    bm25_rank: int | None = None
+    bm25: float | None = None
+    vector_rank: int | None = None
+    similarity: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class AddReport:
+    """What happened to one document. `status` is `added`, `updated`, `unchanged` or `failed`."""
+
+    name: str
+    status: Literal["added", "updated", "unchanged", "failed"]
+    passages: int = 0
+    error: str = ""
+
+
+# --- answers ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Citation:
+    """Evidence for an answer: `quote` is the document's `text[start:end]`.
+
+    `by` is `model` when the answer itself carried `[number]`, `match` when the runtime found the answer's
+    words in the passage.
+    """
+
+    number: int
+    document: str
+    start: int
+    end: int
+    quote: str
+    heading: str
+    by: Literal["model", "match"]
+
+
+@dataclass(frozen=True, slots=True)
+class Timings:
+    """Milliseconds of each step; None where the step did not run."""
+
+    retrieve_ms: float | None = None
+    prefill_ms: float | None = None
+    decode_ms: float | None = None
+    remote_ms: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TokenCounts:
+    """Prompt tokens, how many of them came from the KV cache, and generated tokens."""
+
+    prompt: int = 0
+    cached: int = 0
+    completion: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class RemoteReply:
+    """How a remote call ended. Token counts are the server's own, None when it reports none."""
+
+    text: str
+    model: str
+    finish_reason: str
+    prompt_tokens: int | None
+    completion_tokens: int | None
+    milliseconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """The end of one question. `probability` is None until a calibration for this very set-up exists."""
+
+    text: str
+    citations: tuple[Citation, ...]
+    probability: float | None
+    route: Route
+    reasons: tuple[str, ...]
+    timings: Timings
+    tokens: TokenCounts
+    model: str
+    hits: tuple[Hit, ...] = ()
+    dropped_citations: int = 0  # numbers that point at no passage
+    left_device: Mapping[str, int] = field(default_factory=dict)  # what was sent to a remote: name to characters
