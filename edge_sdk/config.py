@@ -52,6 +52,9 @@ _DEFAULTS: dict[str, str | None] = {
 }
 
 
+_VARIABLES = {name: f"EDGE_{name.upper()}" for name in _DEFAULTS}
+
+
 def load_settings(
     flags: Mapping[str, object] | None = None, environment: Mapping[str, str] | None = None
 ) -> Settings:
@@ -65,7 +68,10 @@ def load_settings(
     home = Path(str(flags.get("home") or environment.get("EDGE_HOME") or _DEFAULTS["home"])).expanduser()
     layers: list[tuple[Source, Mapping[str, object]]] = [
         ("flag", {name: value for name, value in flags.items() if value is not None}),
-        ("environment", {name: environment[key] for name in _DEFAULTS if (key := f"EDGE_{name.upper()}") in environment}),
+        (
+            "environment",
+            {name: environment[key] for name, key in _VARIABLES.items() if key in environment},
+        ),
         ("file", _read_file(home / "config.toml")),
         ("default", _DEFAULTS),
     ]
@@ -123,5 +129,7 @@ def _read_file(path: Path) -> dict[str, object]:
     known = {field.name for field in fields(Settings)} - {"sources", "home"}
     for name in content:
         if name not in known:
-            raise ConfigError(f"{path} has an unknown setting {name!r}", hint=f"use one of {', '.join(sorted(known))}")
+            raise ConfigError(
+                f"{path} has an unknown setting {name!r}", hint=f"use one of {', '.join(sorted(known))}"
+            )
     return content

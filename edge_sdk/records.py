@@ -217,3 +217,21 @@ class Answer:
     hits: tuple[Hit, ...] = ()
     dropped_citations: int = 0  # numbers that point at no passage
     left_device: Mapping[str, int] = field(default_factory=dict)  # what was sent to a remote: name to characters
+
+
+EventKind = Literal["retrieved", "provisional", "notice", "handoff", "final"]
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One step of a streamed answer.
+
+    `retrieved` carries `hits`; `provisional` carries the next piece of `text`; `notice` is a sentence for the
+    user (a conversation had to be shortened); `handoff` says in `text` why the provisional text is dropped, and
+    pieces that follow come from the remote; `final` carries `answer` and ends the stream.
+    """
+
+    kind: EventKind
+    text: str = ""
+    hits: tuple[Hit, ...] = ()
+    answer: Answer | None = None

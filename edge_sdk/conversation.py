@@ -1,0 +1,56 @@
+"""The turns of one chat, kept exactly as they were sent so that the engine can reuse its KV cache.
+
+Knows nothing of engines or stores; what to drop when the context is full is decided by the caller.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .records import Message
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """One question as the user typed it, the message it became, and the reply."""
+
+    question: str
+    user: Message
+    assistant: Message
+
+
+class Conversation:
+    """Turns in order. Not shared between threads.
+
+    >>> chat = Conversation()
+    >>> chat.append("Hi?", Message("user", "Question: Hi?"), "Hello.")
+    >>> [message.role for message in chat.messages], chat.undo(), len(chat.messages)
+    (['user', 'assistant'], 1, 0)
+    """
+
+    def __init__(self) -> None:
+        self._turns: list[Turn] = []
+
+    @property
+    def messages(self) -> tuple[Message, ...]:
+        """Every turn as chat messages, oldest first, without a system message."""
+        return tuple(message for turn in self._turns for message in (turn.user, turn.assistant))
+
+    @property
+    def last_question(self) -> str | None:
+        """The question of the newest turn, as typed."""
+        return self._turns[-1].question if self._turns else None
+
+    def append(self, question: str, user: Message, reply: str) -> None:
+        """Add a finished turn."""
+        self._turns.append(Turn(question, user, Message("assistant", reply)))
+
+    def drop_oldest(self) -> bool:
+        """Forget the oldest turn; False when there was none."""
+        return bool(self._turns) and self._turns.pop(0) is not None
+
+    def undo(self, turns: int = 1) -> int:
+        """Forget the newest turns; returns how many there were to forget."""
+        forgotten = min(max(turns, 0), len(self._turns))
+        del self._turns[len(self._turns) - forgotten :]
+        return forgotten

@@ -1,0 +1,81 @@
+"""From settings to what `Edge` works with: an open store, a loaded encoder, a loaded language model.
+
+The only place that chooses between the engines. Nothing is fetched here: a missing model is an error that
+names the command which fetches it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .config import Settings
+from .errors import ModelError, ModelNotFoundError
+
+if TYPE_CHECKING:
+    from .embed import Encoder
+    from .engine import Engine
+    from .models import InstalledModel
+    from .store import Store
+
+_READS_BEST = 900  # prompt tokens for a model that the catalog says nothing about
+
+
+def open_store(settings: Settings) -> Store:
+    """Open the store of the settings, making it when it does not exist."""
+    from .store import Store
+
+    return Store.open(settings.store)
+
+
+def load_encoder(settings: Settings) -> Encoder:
+    """Load the encoder of the settings. Raises `ModelError` with the command that fetches it."""
+    from .embed import OnnxEncoder
+    from .models import resolve
+
+    model = resolve(settings.encoder, settings)
+    if model.role != "encoder":
+        raise ModelError(f"{model.name} is a {model.role}, not an encoder", hint="see `edge models`")
+    return OnnxEncoder.open(model.directory, name=model.name)
+
+
+def load_engine(settings: Settings) -> tuple[Engine, int]:
+    """Load the decoder of the settings, or the best one present; also the prompt size that it reads best.
+
+    The engine follows from the file: llama.cpp for GGUF, onnxruntime for ONNX.
+    """
+    model = choose_decoder(settings)
+    reads_best = model.prompt_tokens or _READS_BEST
+    if model.format == "gguf":
+        from .engine_gguf import GgufEngine
+
+        return (
+            GgufEngine.open(model.path, name=model.name, context=settings.context, threads=settings.threads),
+            reads_best,
+        )
+    from .engine_onnx import OnnxEngine
+
+    return (
+        OnnxEngine.open(model.directory, name=model.name, context=settings.context, threads=settings.threads),
+        reads_best,
+    )
+
+
+def choose_decoder(settings: Settings) -> InstalledModel:
+    """The decoder that the settings name, else the best one that is present and fits into memory."""
+    from .models import best_decoder, resolve
+
+    if settings.model is None:
+        best = best_decoder(settings)
+        if best is None:
+            raise ModelNotFoundError("no language model is present", hint="run `edge pull smollm2-135m-instruct`")
+        return best
+    model = resolve(settings.model, settings)
+    if model.role != "decoder":
+        raise ModelError(f"{model.name} is an {model.role}, not a decoder", hint="see `edge models`")
+    return model
+
+
+def model_path(settings: Settings) -> Path:
+    """The file that `load_engine` would open."""
+    return choose_decoder(settings).path

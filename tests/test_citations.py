@@ -1,0 +1,83 @@
+"""Citations: marks to evidence, invented ones dropped, quotes exact."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from edge_sdk.citations import is_refusal, resolve_citations
+from edge_sdk.prompt import NOT_FOUND
+from edge_sdk.records import Hit, Passage
+
+TEXT = "The pump holds 4 litres. Press the red button to reset it. Never open the lid while it runs."
+OTHER = "Batteries last two years.\nReplace both at the same time."
+OFFSET = 100
+
+
+def hits() -> list[Hit]:
+    return [
+        Hit(Passage(1, "manual.md", "Manual", "Manual › Reset", TEXT, OFFSET, OFFSET + len(TEXT)), 0.03),
+        Hit(Passage(2, "power.md", "Power", "", OTHER, 0, len(OTHER)), 0.02),
+    ]
+
+
+def test_a_mark_becomes_the_sentence_that_supports_the_claim_before_it() -> None:
+    cited = resolve_citations("You reset it with the red button [1]. Batteries last two years [2].", hits())
+    assert [citation.quote for citation in cited.citations] == [
+        "Press the red button to reset it.",
+        "Batteries last two years.",
+    ]
+    assert [citation.document for citation in cited.citations] == ["manual.md", "power.md"]
+    assert all(citation.by == "model" for citation in cited.citations)
+
+
+def test_offsets_count_from_the_start_of_the_document() -> None:
+    (citation,) = resolve_citations("The red button resets it [1].", hits()).citations
+    assert citation.start == OFFSET + TEXT.index("Press")
+    assert citation.end - citation.start == len(citation.quote)
+
+
+def test_invented_numbers_are_dropped_from_the_text_and_counted() -> None:
+    cited = resolve_citations("It holds 4 litres [1, 7] and floats [9].", hits())
+    assert cited.text == "It holds 4 litres [1] and floats."
+    assert cited.dropped == 2
+    assert [citation.number for citation in cited.citations] == [1]
+
+
+def test_an_uncited_answer_gets_the_sentence_that_holds_its_words() -> None:
+    (citation,) = resolve_citations("two years", hits()).citations
+    assert (citation.by, citation.number, citation.quote) == ("match", 2, "Batteries last two years.")
+
+
+def test_an_uncited_answer_without_support_gets_no_citation() -> None:
+    assert resolve_citations("Quantum entanglement of photons", hits()).citations == ()
+
+
+def test_a_refusal_gets_no_citation() -> None:
+    assert resolve_citations(NOT_FOUND, hits()).citations == ()
+
+
+def test_refusals_are_told_from_answers() -> None:
+    for refusal in (
+        NOT_FOUND,
+        "The passages do not contain the answer.",
+        "There is no information about Paris in the text.",
+        "This is not mentioned in the provided passages.",
+    ):
+        assert is_refusal(refusal), refusal
+    for answer in (
+        "It does not block.",
+        "Returns None if the key is not in the dictionary.",
+        "Do not open the lid.",
+    ):
+        assert not is_refusal(answer), answer
+
+
+@given(st.text(alphabet="ab1[]2,9 .\n", max_size=80))
+def test_any_text_resolves_to_exact_quotes_of_known_passages(answer: str) -> None:
+    passages = hits()
+    cited = resolve_citations(answer, passages)
+    for citation in cited.citations:
+        passage = passages[citation.number - 1].passage
+        assert passage.text[citation.start - passage.start : citation.end - passage.start] == citation.quote
+    assert resolve_citations(cited.text, passages).dropped == 0
