@@ -60,18 +60,16 @@ def load_settings(
 ) -> Settings:
     """Read the settings; a flag wins over the environment, that over the file, that over the default.
 
-    `flags` maps field names to values; None means not given. Raises `ConfigError` naming the bad value and
-    its source.
+    `flags` maps field names to values; None means not given. An empty variable means "none" where that is a
+    value (`EDGE_REMOTE=` switches off the remote of the file) and is not given elsewhere. Raises `ConfigError`
+    naming the bad value and its source.
     """
     flags = flags or {}
     environment = os.environ if environment is None else environment
-    home = Path(str(flags.get("home") or environment.get("EDGE_HOME") or _DEFAULTS["home"])).expanduser()
+    home = _expand("home", flags.get("home") or environment.get("EDGE_HOME") or _DEFAULTS["home"])
     layers: list[tuple[Source, Mapping[str, object]]] = [
         ("flag", {name: value for name, value in flags.items() if value is not None}),
-        (
-            "environment",
-            {name: environment[key] for name, key in _VARIABLES.items() if key in environment},
-        ),
+        ("environment", _from_environment(environment)),
         ("file", _read_file(home / "config.toml")),
         ("default", _DEFAULTS),
     ]
@@ -93,7 +91,7 @@ def load_settings(
         return result
 
     def path(name: str) -> Path | None:
-        return Path(str(values[name])).expanduser() if values[name] else None
+        return _expand(name, values[name]) if values[name] else None
 
     def text(name: str) -> str | None:
         return str(values[name]) if values[name] else None
@@ -108,12 +106,24 @@ def load_settings(
         model=text("model"),
         encoder=str(values["encoder"]),
         context=number("context", 64),
-        threads=None if values["threads"] is None else number("threads", 1),
+        threads=None if values["threads"] in (None, "") else number("threads", 1),
         remote=text("remote"),
         remote_model=text("remote_model"),
         remote_key_file=path("remote_key_file"),
         sources=sources,
     )
+
+
+def _from_environment(environment: Mapping[str, str]) -> dict[str, object]:
+    given = {name: environment[key] for name, key in _VARIABLES.items() if key in environment}
+    return {name: value for name, value in given.items() if value or _DEFAULTS[name] is None}
+
+
+def _expand(name: str, value: object) -> Path:
+    try:
+        return Path(str(value)).expanduser()
+    except RuntimeError as error:  # `~somebody` who does not exist
+        raise ConfigError(f"{name} is {str(value)!r}: {error}") from error
 
 
 def _read_file(path: Path) -> dict[str, object]:
@@ -124,10 +134,12 @@ def _read_file(path: Path) -> dict[str, object]:
             content = tomllib.load(file)
     except FileNotFoundError:
         return {}
-    except (OSError, tomllib.TOMLDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:  # ValueError: not TOML, or not UTF-8
         raise ConfigError(f"{path} cannot be read: {error}") from error
     known = {field.name for field in fields(Settings)} - {"sources", "home"}
-    for name in content:
+    for name, value in content.items():
+        if name in known and not isinstance(value, str | int):  # a bool is an int
+            raise ConfigError(f"{path} sets {name} to {value!r}", hint="use a text, a whole number, true or false")
         if name not in known:
             raise ConfigError(
                 f"{path} has an unknown setting {name!r}", hint=f"use one of {', '.join(sorted(known))}"

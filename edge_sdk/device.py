@@ -9,20 +9,22 @@ from __future__ import annotations
 import os
 import platform
 import shutil
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-_PROC_CPU, _PROC_MEMORY, _CGROUP = Path("/proc/cpuinfo"), Path("/proc/meminfo"), Path("/sys/fs/cgroup")
+_PROC, _SYS = Path("/proc"), Path("/sys")
+_NO_LIMIT = 1 << 60  # cgroup v1 writes a huge number
 
 
 def usable_cores() -> int:
     """Physical cores that this process may keep busy, at least 1: affinity and CPU quota are respected."""
     try:
-        logical = len(os.sched_getaffinity(0))
+        logical: Iterable[int] = os.sched_getaffinity(0)
     except AttributeError:  # not on macOS and Windows
-        logical = os.cpu_count() or 1
+        logical = range(os.cpu_count() or 1)
+    cores = len({_physical_core(number) for number in logical})
     quota = _cpu_quota()
-    cores = max(1, logical // _threads_per_core())
-    return max(1, min(cores, int(quota))) if quota else cores
+    return max(1, cores if quota is None else min(cores, int(quota)))
 
 
 def default_threads() -> int:
@@ -32,28 +34,25 @@ def default_threads() -> int:
 
 
 def available_memory() -> int | None:
-    """Bytes that can be taken without swapping or meeting the container's limit."""
-    free = _meminfo("MemAvailable")
-    limit = _cgroup_number("memory.max", "memory/memory.limit_in_bytes")
-    used = _cgroup_number("memory.current", "memory/memory.usage_in_bytes")
-    if limit is not None and used is not None:
-        room = max(0, limit - used + _cgroup_reclaimable())
-        return room if free is None else min(free, room)
-    return free
+    """Bytes that can be taken without swapping or meeting a container's limit."""
+    rooms = [_meminfo("MemAvailable"), *(limit - used for limit, used in _memory_limits())]
+    return min((max(0, room) for room in rooms if room is not None), default=None)
 
 
 def total_memory() -> int | None:
     """Bytes of memory of the machine, or of the container where that is less."""
-    total = _meminfo("MemTotal")
-    limit = _cgroup_number("memory.max", "memory/memory.limit_in_bytes")
-    return limit if limit is not None and (total is None or limit < total) else total
+    totals = [_meminfo("MemTotal") or _installed_memory(), *(limit for limit, _ in _memory_limits())]
+    return min((total for total in totals if total is not None), default=None)
 
 
 def free_disk(path: Path) -> int:
     """Bytes free on the file system of `path`, which need not exist yet."""
     path = path.absolute()
-    while not path.exists():
-        path = path.parent
+    while path != path.parent:
+        try:
+            return shutil.disk_usage(path).free
+        except (OSError, ValueError):  # not there yet, or not readable: the folder above is on the same file system
+            path = path.parent
     return shutil.disk_usage(path).free
 
 
@@ -70,63 +69,86 @@ def cpu_name() -> str:
     return _cpuinfo("model name") or _cpuinfo("Model") or platform.processor() or platform.machine()
 
 
-def _threads_per_core() -> int:
-    try:
-        siblings = Path("/sys/devices/system/cpu/cpu0/topology/thread_siblings_list").read_text()
-    except OSError:
-        return 1
-    count = 0
-    for part in siblings.strip().split(","):
-        first, _, last = part.partition("-")
-        count += int(last) - int(first) + 1 if last else 1
-    return max(1, count)
+def _physical_core(logical: int) -> str:
+    """The same text for the logical CPUs of one core."""
+    siblings = _SYS / f"devices/system/cpu/cpu{logical}/topology/thread_siblings_list"
+    return _read(siblings) or str(logical)
 
 
-def _cpu_quota() -> float | None:
+def _installed_memory() -> int | None:
     try:
-        quota, _, period = (_CGROUP / "cpu.max").read_text().strip().partition(" ")
-        return None if quota == "max" else int(quota) / int(period)
-    except (OSError, ValueError):
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, OSError, ValueError):  # Windows
         return None
 
 
 def _meminfo(name: str) -> int | None:
-    try:
-        for line in _PROC_MEMORY.read_text().splitlines():
-            if line.startswith(name + ":"):
-                return int(line.split()[1]) * 1024
-    except (OSError, ValueError, IndexError):
-        pass
-    return None
+    value = _field(_PROC / "meminfo", name).removesuffix("kB").strip()
+    return int(value) * 1024 if value.isdigit() else None
 
 
 def _cpuinfo(name: str) -> str:
-    try:
-        for line in _PROC_CPU.read_text().splitlines():
-            key, _, value = line.partition(":")
-            if key.strip() == name:
-                return value.strip()
-    except OSError:
-        pass
+    return _field(_PROC / "cpuinfo", name)
+
+
+def _field(path: Path, name: str) -> str:
+    """The value of the first `name : value` line of a file in /proc."""
+    for line in _read(path).splitlines():
+        key, _, value = line.partition(":")
+        if key.strip() == name:
+            return value.strip()
     return ""
 
 
-def _cgroup_number(*names: str) -> int | None:
-    for name in names:
-        try:
-            text = (_CGROUP / name).read_text().strip()
-        except OSError:
+# --- control groups (v1 and v2) ---------------------------------------------------------------------
+
+
+def _cpu_quota() -> float | None:
+    """CPUs' worth of time that the tightest control group allows; None without a limit."""
+    quotas = []
+    for folder in _control_groups("cpu"):
+        quota, _, period = _read(folder / "cpu.max").partition(" ")
+        quota, period = quota or _read(folder / "cpu.cfs_quota_us"), period or _read(folder / "cpu.cfs_period_us")
+        if quota.isdigit() and period.isdigit() and int(period):  # "max" and -1 mean no limit
+            quotas.append(int(quota) / int(period))
+    return min(quotas, default=None)
+
+
+def _memory_limits() -> Iterator[tuple[int, int]]:
+    """Limit and use, in bytes, of every control group that has a limit. Cached files do not count as use."""
+    for folder in _control_groups("memory"):
+        limit = _number(folder / "memory.max", folder / "memory.limit_in_bytes")
+        used = _number(folder / "memory.current", folder / "memory.usage_in_bytes")
+        if limit is not None and used is not None and limit < _NO_LIMIT:
+            statistics = dict(line.partition(" ")[::2] for line in _read(folder / "memory.stat").splitlines())
+            cached = statistics.get("total_inactive_file") or statistics.get("inactive_file") or "0"
+            yield limit, used - int(cached)
+
+
+def _control_groups(controller: str) -> Iterator[Path]:
+    """The folders of this process's control groups, from its own up to the root: the limits of all hold.
+
+    In a container the path may be the host's and not exist; the root is then the container's own group.
+    """
+    for line in _read(_PROC / "self/cgroup").splitlines():
+        _, controllers, group = (*line.split(":", 2), "", "")[:3]
+        if controllers == "":
+            root = _SYS / "fs/cgroup"
+        elif controller in controllers.split(","):
+            root = _SYS / "fs/cgroup" / controller
+        else:
             continue
-        if text.isdigit() and int(text) < 1 << 60:  # v1 writes a huge number for "no limit"
-            return int(text)
-    return None
+        folder = root / group.strip("/")
+        yield from (candidate for candidate in (folder, *folder.parents) if candidate.is_relative_to(root))
 
 
-def _cgroup_reclaimable() -> int:
+def _number(*paths: Path) -> int | None:
+    return next((int(text) for path in paths if (text := _read(path)).isdigit()), None)
+
+
+def _read(path: Path) -> str:
+    """The text of a small system file, "" where there is none."""
     try:
-        for line in (_CGROUP / "memory.stat").read_text().splitlines():
-            if line.startswith("inactive_file "):
-                return int(line.split()[1])
-    except (OSError, ValueError):
-        pass
-    return 0
+        return path.read_text(errors="replace").strip()
+    except OSError:
+        return ""
