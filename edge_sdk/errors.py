@@ -126,7 +126,7 @@ class RemoteUnreachableError(RemoteError):
 
 
 class RemoteTimeoutError(RemoteError):
-    """The absolute deadline passed."""
+    """The absolute deadline passed, or a limit on silence before it."""
 
 
 class RemoteRejectedError(RemoteError):
