@@ -1,0 +1,243 @@
+"""What this machine and this install have, and what is wrong with the set-up, each with the next step.
+
+Native packages are imported in a child process, so that one built for another CPU is reported and not suffered.
+Nothing is fetched, no socket is opened, nothing is changed (a model file that was never hashed is hashed).
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import json
+import os
+import platform
+import signal
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from . import __version__, device
+from .config import Settings
+from .errors import EdgeError
+from .models import ModelRow, list_models, resolve
+
+_PROBE_SECONDS = 60
+_WAL_RESET_FIXED = (3, 51, 3)
+_LEAST_DISK = 200_000_000
+_BASE = ("click", "httpx", "jinja2", "numpy", "onnxruntime", "rich", "sqlite-utils", "tokenizers")
+_EXTRAS = {"gguf": ("llama-cpp-python",), "parse": ("beautifulsoup4", "pypdf", "python-docx")}
+# Each prints one JSON list of texts: the version first.
+_LLAMA = """
+import json, llama_cpp
+info = llama_cpp.llama_print_system_info().decode(errors="replace")
+flags = [part.split("=")[0].split(":")[-1].strip() for part in info.split("|") if part.strip().endswith("= 1")]
+print(json.dumps([llama_cpp.__version__, " ".join(flags)]))
+"""
+_ONNX = """
+import json, onnxruntime
+print(json.dumps([onnxruntime.__version__, " ".join(onnxruntime.get_available_providers())]))
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """A titled list of facts, each a name and a value for people to read."""
+
+    title: str
+    rows: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What `edge doctor` prints. Healthy means that `problems`, each with its next step, is empty."""
+
+    sections: tuple[Section, ...]
+    problems: tuple[str, ...]
+
+
+def diagnose(settings: Settings) -> Report:
+    """Look at everything and report; does not raise for anything that it finds."""
+    notes: list[str] = []
+    problems: list[str] = []
+    sections = [
+        Section("versions", tuple(_versions(notes, problems))),
+        Section("machine", tuple(_machine(settings, problems))),
+        Section("models", tuple(_models(settings, problems))),
+        Section("settings", tuple(_settings(settings))),
+    ]
+    if notes:
+        sections.append(Section("notes", tuple(("", note) for note in notes)))
+    return Report(tuple(sections), tuple(problems))
+
+
+# --- versions ---------------------------------------------------------------------------------------
+
+
+def _versions(notes: list[str], problems: list[str]) -> Iterator[tuple[str, str]]:
+    yield "python", f"{platform.python_version()} ({sys.executable or 'no executable'})"
+    yield "edge-sdk", __version__
+    yield "sqlite", _sqlite(notes, problems)
+    yield "kernels", _kernels(notes, problems)
+    yield (
+        "llama.cpp",
+        _native("llama-cpp-python", _LLAMA, problems) or "not installed: pip install 'edge-sdk[gguf]'",
+    )
+    yield "onnxruntime", _native("onnxruntime", _ONNX, problems) or "missing"
+    for package in _BASE:
+        found = _version(package)
+        if package != "onnxruntime":
+            yield package, found or "missing"
+        if found is None:
+            problems.append(f"{package} is missing: run `pip install edge-sdk` again")
+    for extra, packages in _EXTRAS.items():
+        if extra != "gguf":
+            found_all = [f"{package} {found}" for package in packages if (found := _version(package))]
+            complete = len(found_all) == len(packages)
+            yield f"extra {extra}", ", ".join(found_all) if complete else f"pip install 'edge-sdk[{extra}]'"
+
+
+def _sqlite(notes: list[str], problems: list[str]) -> str:
+    with closing(sqlite3.connect(":memory:")) as connection:
+        try:
+            connection.execute("CREATE VIRTUAL TABLE probe USING fts5(text)")
+        except sqlite3.OperationalError:
+            problems.append("this Python's SQLite has no FTS5 full-text search: use a Python built with it")
+            return f"{sqlite3.sqlite_version} without FTS5"
+    if sqlite3.sqlite_version_info < _WAL_RESET_FIXED:
+        notes.append(
+            f"SQLite {sqlite3.sqlite_version} is older than 3.51.3, which mended a very rare fault when two "
+            "connections write one WAL file at once; edge-sdk has one writer at a time, so it is not met"
+        )
+    return f"{sqlite3.sqlite_version} with FTS5"
+
+
+def _kernels(notes: list[str], problems: list[str]) -> str:
+    try:
+        backend = str(importlib.import_module("kernels.logits").backend())
+    except (ImportError, OSError, AttributeError) as error:
+        problems.append(f"the kernels cannot be loaded ({error}): run `pip install --force-reinstall edge-sdk`")
+        return "cannot be loaded"
+    if backend == "c":
+        return "compiled C"
+    notes.append(
+        "the C kernels are not compiled, so numpy does their work, more slowly; where there is a C compiler, "
+        "`pip install --force-reinstall --no-deps edge-sdk` builds them"
+    )
+    return backend
+
+
+def _native(package: str, code: str, problems: list[str]) -> str | None:
+    """Version and build of a package that holds native code; None when it is not installed."""
+    installed = _version(package)
+    if installed is None or not sys.executable:
+        return installed
+    again = f"reinstall it with `pip install --force-reinstall --no-cache-dir {package}`"
+    environment = {name: value for name, value in os.environ.items() if name != "EDGE_REMOTE_KEY"}
+    try:
+        done = subprocess.run(
+            [sys.executable, "-P", "-c", code],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            env=environment,
+            timeout=_PROBE_SECONDS,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        problems.append(f"{package} {installed} cannot be tried: {error}")
+        return installed
+    if done.returncode == 0:
+        try:
+            return " · ".join(json.loads(done.stdout.splitlines()[-1]))
+        except (ValueError, IndexError, TypeError):
+            pass
+    elif done.returncode < 0:
+        name = signal.Signals(-done.returncode).name
+        problems.append(f"{package} {installed} crashes when it is loaded ({name}): {again}")
+        return f"{installed}, crashes ({name})"
+    last = (done.stderr.decode(errors="replace").strip().splitlines() or ["no output"])[-1]
+    problems.append(f"{package} {installed} cannot be loaded ({last}): {again}")
+    return f"{installed}, cannot be loaded"
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+# --- machine, models, settings ----------------------------------------------------------------------
+
+
+def _machine(settings: Settings, problems: list[str]) -> Iterator[tuple[str, str]]:
+    total, available = device.total_memory(), device.available_memory()
+    free = device.free_disk(settings.home)
+    yield "system", f"{platform.system()} {platform.release()} on {platform.machine()}"
+    yield "cpu", device.cpu_name()
+    yield "cpu features", " ".join(device.cpu_features()) or "unknown"
+    yield "usable cores", str(device.usable_cores())
+    yield "threads", str(settings.threads or device.default_threads())
+    yield "memory", f"{_gigabytes(available)} available of {_gigabytes(total)}"
+    yield "disk", f"{_gigabytes(free)} free at {settings.home}"
+    if free < _LEAST_DISK:
+        problems.append(f"{free / 1e6:,.0f} MB are free at {settings.home}: free some space or set EDGE_HOME")
+    above = next(folder for folder in (settings.home, *settings.home.absolute().parents) if _exists(folder))
+    if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
+        problems.append(f"{above} cannot be written: set EDGE_HOME to a folder that can")
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:  # a folder above may not be entered
+        return False
+
+
+def _gigabytes(count: int | None) -> str:
+    return "unknown" if count is None else f"{count / 1e9:.1f} GB"
+
+
+def _models(settings: Settings, problems: list[str]) -> Iterator[tuple[str, str]]:
+    try:
+        rows = list_models(settings)
+    except EdgeError as error:
+        problems.append(str(error))
+        return
+    for row in rows:
+        if row.state == "absent":
+            continue
+        yield row.name, f"{row.role}, {row.bytes / 1e6:,.0f} MB, {row.state}, sha256 {row.sha256[:16]}"
+        if row.state != "present":
+            problems.append(f"model {row.name} is {row.state} ({row.problem}): run `edge pull {row.name}`")
+    reported = {name for row in rows if row.state in ("damaged", "incomplete") for name in (row.name, *row.aliases)}
+    for name in (settings.encoder, settings.model):
+        if name is not None and name not in reported:
+            try:
+                resolve(name, settings)
+            except EdgeError as error:
+                problems.append(str(error))
+    if settings.model is None:
+        problems += _decoder_problems(rows)
+
+
+def _decoder_problems(rows: tuple[ModelRow, ...]) -> Iterator[str]:
+    decoders = [row for row in rows if row.role == "decoder" and row.state == "present"]
+    if not decoders:
+        yield "no language model is present: run `edge pull smollm2-135m-instruct`"
+        return
+    if importlib.util.find_spec("llama_cpp") is None and all(row.format == "gguf" for row in decoders):
+        yield "the language models that are present need llama.cpp: run `pip install 'edge-sdk[gguf]'`"
+    room, least = device.available_memory(), min(row.memory for row in decoders)
+    if room is not None and least > room:
+        yield f"the smallest model needs {_gigabytes(least)} of memory, {_gigabytes(room)} are free: close programs"
+
+
+def _settings(settings: Settings) -> Iterator[tuple[str, str]]:
+    for name, source in settings.sources.items():
+        value = getattr(settings, name)
+        yield name, f"{'not set' if value is None else value} ({source})"
