@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     import httpx
 
 _POLL = 0.05  # seconds within which a cancel is noticed
+_STEP = 64 * 1024  # bytes handed on between two looks at the clock
 
 
 class Cancelled(Exception):
@@ -109,8 +110,8 @@ class Exchange:
         while True:
             self._wait(lambda: bool(self._received) or self._ended, min(until, by), late)
             with self._changed:
-                chunk, ended = bytes(self._received), self._ended
-                self._received.clear()
+                chunk, ended = bytes(self._received[:_STEP]), self._ended
+                del self._received[:_STEP]
             if chunk:
                 yield chunk
             elif ended:
@@ -135,15 +136,20 @@ class Exchange:
         return (self._sent_at or self._began) + limit, f"the remote did not begin to answer within {limit:g} s"
 
     def _wait(self, ready: Callable[[], bool], until: float, late: str) -> None:
-        """Return once `ready()`, which is looked at before any clock; else raise what has run out."""
+        """Return once `ready()`, else raise what has run out.
+
+        A reply that came whole within the deadline may be read after it; of any other, nothing may.
+        """
         limits, end = self._limits, self._began + self._limits.total
         with self._changed:
             while True:
                 if self._cancel is not None and self._cancel.is_set():
                     raise Cancelled
-                if ready():
+                now = time.monotonic()
+                whole = self._ended and self._failure is None
+                if ready() and (now < end or whole or not self._received):
                     return
-                left = min(until, end) - time.monotonic()
+                left = min(until, end) - now
                 if left <= 0:
                     break
                 self._changed.wait(left if self._cancel is None else min(left, _POLL))
@@ -208,7 +214,7 @@ class Exchange:
             if event in ("connection.connect_tcp.complete", "connection.start_tls.complete"):
                 self._socket = info["return_value"].get_extra_info("socket")
             elif event.endswith(".send_request_headers.started"):
-                if self._abandoned:
+                if self._abandoned or (self._cancel is not None and self._cancel.is_set()):
                     raise Cancelled
                 self._sent_at = time.monotonic()
                 self._changed.notify_all()

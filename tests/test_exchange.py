@@ -138,12 +138,36 @@ def test_a_slow_reply_within_the_limits_comes_whole() -> None:
         assert post(server.url)[1] == b"ab" * 5
 
 
-def test_an_endless_body_is_bounded() -> None:
-    def endless(visit: Visit) -> None:
-        visit.send(head())
-        while True:
-            visit.send(b"x" * 1000)
+def endless(visit: Visit) -> None:
+    visit.send(head())
+    while True:
+        visit.send(b"x" * 1000)
 
+
+def test_a_flood_does_not_outlast_the_deadline() -> None:
+    with Loopback(endless) as server:
+        exchange = Exchange(server.url, {}, b"", replace(PATIENT, total=0.5, body_bytes=10**12))
+        with pytest.raises(RemoteTimeoutError, match=r"deadline of 0.5 s"):
+            for chunk in exchange.chunks():
+                assert len(chunk) <= 65536  # so that a slow reader, too, looks at the clock
+        exchange.close()
+
+
+def test_a_late_reader_gets_a_whole_reply_but_no_part_of_an_unfinished_one() -> None:
+    for behaviour, whole in ((raw(head(), b"all"), True), (hang(head(), b"part"), False)):
+        with Loopback(behaviour) as server:
+            exchange = Exchange(server.url, {}, b"", replace(PATIENT, total=0.8))
+            exchange.head()
+            Event().wait(0.9)  # the reader, not the server, is late
+            if whole:
+                assert b"".join(exchange.chunks()) == b"all"
+            else:
+                with pytest.raises(RemoteTimeoutError):
+                    next(exchange.chunks())
+            exchange.close()
+
+
+def test_an_endless_body_is_bounded() -> None:
     with Loopback(endless) as server:
         with pytest.raises(RemoteProtocolError, match="larger than 10000 bytes"):
             post(server.url)

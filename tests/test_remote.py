@@ -350,6 +350,14 @@ def test_cancel_ends_the_stream_and_hangs_up(behaviour: Behaviour) -> None:
     assert (reply.model, server.hang_ups) == ("small", 1)
 
 
+def test_cancelled_beforehand_sends_nothing() -> None:
+    cancel = Event()
+    cancel.set()
+    with Loopback(completion("Paris")) as server:
+        assert ask(remote(server), cancel).finish_reason == "cancelled"
+    assert bytes(server.received) == b""
+
+
 def test_cancel_is_heeded_between_the_pieces_of_one_chunk() -> None:
     cancel, pieces = Event(), []
     with Loopback(completion(*"abcdefgh")) as server:

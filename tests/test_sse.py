@@ -17,6 +17,7 @@ GOLDEN = (
     b": keep-alive\r\n\r\n"
     b"event: error\rdata: {\"a\":\rdata:  1}\r\r"
     b"id: 7\r\nretry: 10\r\ndata: caf\xc3\xa9 \xe6\x97\xa5\xe6\x9c\xac \xf0\x9f\x8e\x89\r\n\r\n"
+    b"data: two\r\ndata: lines\r\n\r\n"
     b"data\n\n"
     b"unknown: x\nevent: lost\n\n"
     b"data:[DONE]\n\n"
@@ -26,6 +27,7 @@ GOLDEN_EVENTS = [
     ServerSentEvent("first"),
     ServerSentEvent('{"a":\n 1}', "error"),
     ServerSentEvent("café 日本 🎉"),
+    ServerSentEvent("two\nlines"),
     ServerSentEvent(""),
     ServerSentEvent("[DONE]"),
 ]
