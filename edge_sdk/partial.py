@@ -14,7 +14,6 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 
-from .catalog import FileSpec
 from .errors import DiskFullError, DownloadError, ModelDamagedError, ModelError
 
 _BLOCK = 1 << 20
@@ -25,17 +24,15 @@ class PartialFile:
     """The `.part` of one file, open for writing as a context manager; what is written stays for a later try.
 
     A `.part.json` beside it holds the source it came from and that source's entity tag. `size` is what has been
-    taken so far: 0 until `resume` or `write`.
+    taken so far (0 until `resume` or `write`), `expected` what the whole file has.
     """
 
-    def __init__(self, folder: Path, spec: FileSpec) -> None:
-        self.spec = spec
+    def __init__(self, folder: Path, name: str, expected: int, sha256: str) -> None:
+        self.folder, self.name, self.expected, self.sha256 = folder, name, expected, sha256
         self.size = 0
         self.etag = ""
-        self.folder = folder
-        self._target = folder / spec.name
-        self._path = folder / f"{spec.name}.part"
-        self._mark = folder / f"{spec.name}.part.json"
+        self._path = folder / f"{name}.part"
+        self._mark = folder / f"{name}.part.json"
         self._digest = hashlib.sha256()
 
     def __enter__(self) -> PartialFile:
@@ -60,7 +57,7 @@ class PartialFile:
         """Take up what an earlier try left, unless it came from another source than `source`; None: from any."""
         origin, etag = self._read_mark()
         self._rewind()
-        if source not in (None, origin) or self.bytes_on_disk() > self.spec.bytes:
+        if source not in (None, origin) or self.bytes_on_disk() > self.expected:
             self.restart()
             return
         self.etag = etag
@@ -78,8 +75,8 @@ class PartialFile:
 
     def write(self, block: bytes) -> None:
         """Append. Raises `DownloadError` beyond the size that the file must have."""
-        if self.size + len(block) > self.spec.bytes:
-            raise DownloadError(f"more than the {self.spec.bytes} bytes of {self.spec.name} came")
+        if self.size + len(block) > self.expected:
+            raise DownloadError(f"more than the {self.expected} bytes of {self.name} came")
         view = memoryview(block)
         while view:  # unbuffered, so a full disk may take a part of a block and fail at the next
             view = view[self._file.write(view) :]
@@ -87,22 +84,22 @@ class PartialFile:
 
     def check(self) -> None:
         """Raise `ModelDamagedError` unless size and hash are the expected ones."""
-        if self.size != self.spec.bytes:
-            raise ModelDamagedError(f"{self.spec.name} has {self.size} bytes, expected {self.spec.bytes}")
-        if (digest := self._digest.hexdigest()) != self.spec.sha256:
-            raise ModelDamagedError(f"{self.spec.name} has sha256 {digest}, expected {self.spec.sha256}")
+        if self.size != self.expected:
+            raise ModelDamagedError(f"{self.name} has {self.size} bytes, expected {self.expected}")
+        if (digest := self._digest.hexdigest()) != self.sha256:
+            raise ModelDamagedError(f"{self.name} has sha256 {digest}, expected {self.sha256}")
 
     def is_right(self) -> bool:
         """Whether size and hash are the expected ones."""
-        return self.size == self.spec.bytes and self._digest.hexdigest() == self.spec.sha256
+        return self.size == self.expected and self._digest.hexdigest() == self.sha256
 
     def commit(self) -> None:
         """Check, then put the file under its final name, durably."""
         self.check()
         os.fsync(self._file.fileno())
-        self._path.replace(self._target)
+        self._path.replace(self.folder / self.name)
         self._mark.unlink(missing_ok=True)
-        sync_folder(self._target.parent)
+        sync_folder(self.folder)
 
     def _read_mark(self) -> tuple[str, str]:
         try:
