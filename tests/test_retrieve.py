@@ -1,0 +1,174 @@
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from made_documents import WordEncoder, made, put
+from numpy.typing import NDArray
+
+from edge_sdk.errors import EncoderMismatchError, EngineError
+from edge_sdk.retrieve import fuse, retrieve
+from edge_sdk.store import Store
+
+ENCODER = WordEncoder(dimension=256)
+TEXTS = {
+    "tea": "Boil the water and let the tea stand for four minutes.",
+    "coffee": "Grind the beans, then pour hot water over the coffee.",
+    "bike": "Oil the chain and check the tyres before a long ride.",
+    "c++": "The C++ policy: no exceptions across the interface.",
+    "json": "json.dumps turns an object into text; see node.js for another.",
+}
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    store = Store.open(tmp_path / "store.db")
+    for name, text in TEXTS.items():
+        put(store, ENCODER, name, text, title=name)
+    return store
+
+
+class Fixed(WordEncoder):
+    """Gives one vector for every question."""
+
+    def __init__(self, vector: NDArray[np.float32]) -> None:
+        super().__init__(dimension=256)
+        self._vector = vector
+
+    def encode(self, texts: list[str]) -> NDArray[np.float32]:
+        return np.repeat(self._vector[None], len(texts), axis=0)
+
+
+@pytest.mark.parametrize(
+    ("question", "document"),
+    [
+        ("how long must the tea stand?", "tea"),
+        ("what's the c++ policy?", "c++"),
+        ("pouring water over beans", "coffee"),
+        ('"chain" AND (tyres', "bike"),
+        ("what does json.dumps do?", "json"),
+    ],
+)
+def test_the_passage_about_the_question_comes_first(store: Store, question: str, document: str) -> None:
+    assert retrieve(store, ENCODER, question)[0].passage.document == document
+    assert retrieve(store, None, question)[0].passage.document == document
+
+
+def test_every_hit_carries_both_ranks_and_the_cosine(store: Store) -> None:
+    question = "tea water"
+    hits = retrieve(store, ENCODER, question, candidates=2, k=2)
+    query = ENCODER.encode([question])[0]
+    assert [hit.passage.document for hit in hits] == ["tea", "coffee"]
+    assert [(hit.bm25_rank, hit.vector_rank) for hit in hits] == [(1, 1), (2, 2)]
+    assert hits[0].bm25 is not None
+    assert hits[1].bm25 is not None
+    assert hits[0].bm25 > hits[1].bm25 > 0
+    assert hits[0].score == pytest.approx(2 / 11)
+    for hit in hits:
+        assert hit.similarity == pytest.approx(float(ENCODER.encode([hit.passage.text])[0] @ query), abs=0.01)
+
+
+def test_what_only_one_ranking_found_still_has_its_cosine(store: Store) -> None:
+    tea = ENCODER.encode([TEXTS["tea"]])[0]
+    hits = {hit.passage.document: hit for hit in retrieve(store, Fixed(tea), "json object", k=2, candidates=2)}
+    json_text = ENCODER.encode([TEXTS["json"]])[0]
+    assert (hits["json"].bm25_rank, hits["json"].vector_rank) == (1, None)
+    assert hits["json"].similarity == pytest.approx(float(json_text @ tea), abs=0.01)
+    assert (hits["tea"].bm25_rank, hits["tea"].bm25, hits["tea"].vector_rank) == (None, None, 1)
+    assert hits["tea"].similarity == pytest.approx(1, abs=0.01)
+
+
+def test_without_an_encoder_there_is_bm25_alone(store: Store) -> None:
+    hits = retrieve(store, None, "water")
+    assert {hit.passage.document for hit in hits} == {"tea", "coffee"}
+    assert all(hit.similarity is None and hit.vector_rank is None for hit in hits)
+
+
+def test_a_question_without_words_is_answered_by_vectors_or_not_at_all(store: Store) -> None:
+    assert retrieve(store, ENCODER, "???") == []  # its vector is zero
+    assert retrieve(store, ENCODER, " \n ") == retrieve(store, ENCODER, "") == []
+    assert retrieve(store, None, "???") == []
+    assert retrieve(store, Fixed(ENCODER.encode([TEXTS["bike"]])[0]), "???")[0].passage.document == "bike"
+
+
+def test_hostile_questions_give_hits_or_nothing(store: Store) -> None:
+    for question in ('""" OR * NEAR(', "tea\0\ud800 water", "tea " * 30_000, "(" * 3000):
+        assert len(retrieve(store, ENCODER, question)) <= 8
+
+
+def test_an_empty_store_gives_an_empty_list(tmp_path: Path) -> None:
+    with Store.open(tmp_path / "empty.db") as store:
+        assert retrieve(store, ENCODER, "anything") == retrieve(store, None, "anything") == []
+
+
+def test_k_limits_the_hits_and_may_exceed_the_candidates(store: Store) -> None:
+    assert len(retrieve(store, ENCODER, "water", k=1)) == 1
+    assert len(retrieve(store, ENCODER, "water", k=5, candidates=1)) == 5
+    assert retrieve(store, ENCODER, "water", k=0) == []
+
+
+def test_nearly_the_same_text_counts_once(store: Store) -> None:
+    long = " ".join(f"word{number}" for number in range(100))
+    put(store, ENCODER, "one", long + " about kettles")
+    put(store, ENCODER, "two", long.upper() + "  about kettles!")
+    put(store, ENCODER, "three", long + " about spoons")
+    put(store, ENCODER, "four", "about kettles " + " ".join(f"other{number}" for number in range(100)))
+    for encoder in (ENCODER, None):
+        hits = retrieve(store, encoder, "kettles word1 word2")
+        assert [hit.passage.document for hit in hits[:2]] == ["one", "four"]
+
+
+def test_the_same_words_under_another_heading_are_another_passage(store: Store) -> None:
+    put(store, ENCODER, "one", "Raises ValueError.", heading="json.load")
+    put(store, ENCODER, "two", "Raises ValueError.", heading="csv.reader")
+    assert len(retrieve(store, None, "raises ValueError")) == 2
+
+
+def test_another_encoder_is_refused(store: Store) -> None:
+    with pytest.raises(EncoderMismatchError, match="edge reindex"):
+        retrieve(store, WordEncoder(dimension=64), "tea")
+
+
+def test_an_encoder_that_fails_is_named(store: Store) -> None:
+    with pytest.raises(EngineError, match="not finite"):
+        retrieve(store, Fixed(np.full(256, np.nan, np.float32)), "tea")
+
+
+def test_what_another_process_adds_is_found_at_once(store: Store) -> None:
+    retrieve(store, ENCODER, "tea")
+    with Store.open(store.path) as other:
+        put(other, ENCODER, "milk", "Milk goes in last.")
+    assert retrieve(store, ENCODER, "when does milk go in?")[0].passage.document == "milk"
+
+
+def test_fusion_rewards_agreement_and_breaks_ties_by_id() -> None:
+    assert list(fuse([[1, 2, 3], [3, 2, 4]])) == [3, 2, 1, 4]
+    assert list(fuse([[5, 1], [1, 5]])) == [1, 5]
+    assert fuse([]) == fuse([[]]) == {}
+
+
+@pytest.mark.model
+def test_recall_on_real_questions_stays_at_what_was_measured(minilm_dir: Path, tmp_path: Path) -> None:
+    """Set EDGE_DATA to a folder with `squad/passages.jsonl` and `squad/questions.jsonl`; a minute on two cores."""
+    from edge_sdk.embed import OnnxEncoder
+
+    data = Path(os.environ.get("EDGE_DATA", "../shared/data")) / "squad"
+    if not data.is_dir():
+        pytest.skip(f"no {data}: set EDGE_DATA to a folder with squad/")
+    rows = [json.loads(line) for line in (data / "passages.jsonl").read_text().splitlines()]
+    questions = [json.loads(line) for line in (data / "questions.jsonl").read_text().splitlines()]
+    encoder = OnnxEncoder.open(minilm_dir)
+    vectors = encoder.encode([row["text"] for row in rows])
+    with Store.open(
+        tmp_path / "s.db", encoder_fingerprint=encoder.fingerprint, dimension=encoder.dimension
+    ) as store:
+        for row, vector in zip(rows, vectors, strict=True):
+            store.put(*made(row["id"], row["text"], title=row["title"]), vector[None])
+        found = 0
+        for row in questions:
+            hits = retrieve(store, encoder, row["question"], 5)
+            found += row["passage_id"] in {hit.passage.document for hit in hits}
+    assert found / len(questions) >= 0.973
