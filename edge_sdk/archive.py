@@ -57,18 +57,23 @@ def fetch_packages(
     for leftover in folder.glob(f"{_SCRATCH}*"):  # of a run that was killed
         shutil.rmtree(leftover, ignore_errors=True)
     running: list[_Fetch] = []
+    failure: Exception | None = None
     try:
-        while waiting or running:
-            while waiting and len(running) < _AT_ONCE:
+        while running or (waiting and not failure):
+            while waiting and not failure and len(running) < _AT_ONCE:
                 (package, version), archive = waiting.pop(0)
                 running.append(_Fetch(tool, package, version, archive))
             time.sleep(_POLL_SECONDS)
-            running = [fetch for fetch in running if not fetch.finished()]
+            for fetch in [fetch for fetch in running if fetch.finished()]:
+                running.remove(fetch)
+                failure = failure or fetch.failure  # the others may finish: what they fetch is kept
             there = sum(archive.stat().st_size for archive in archives.values() if archive.exists())
             on_bytes(there + sum(fetch.arrived() for fetch in running))
     finally:
         for fetch in running:
             fetch.stop()
+    if failure:
+        raise failure
     return [archives[package] for package in packages]
 
 
@@ -173,6 +178,7 @@ class _Fetch:
 
     def __init__(self, command: _Command, package: str, version: str, archive: Path) -> None:
         self._package, self._archive = f"{package} {version}", archive
+        self.failure: Exception | None = None
         self._scratch = Path(tempfile.mkdtemp(prefix=_SCRATCH, dir=archive.parent))
         self._out, temporary = self._scratch / "out", self._scratch / "tmp"
         self._out.mkdir()
@@ -197,15 +203,16 @@ class _Fetch:
         self._listener.start()
 
     def finished(self) -> bool:
-        """Whether the archive is in place; raises when the tool failed."""
+        """Whether the tool has ended: then the archive is in place, or `failure` says why not."""
         status = self._process.poll()
         if status is None:
             return False
         self._listener.join(5)
         found = [file for file in self._out.iterdir() if file.suffix == self._archive.suffix]
-        if status != 0 or len(found) != 1:
-            raise self._failure(status)
-        found[0].replace(self._archive)
+        if status == 0 and len(found) == 1:
+            found[0].replace(self._archive)
+        else:
+            self.failure = self._explain(status)
         shutil.rmtree(self._scratch, ignore_errors=True)
         return True
 
@@ -237,7 +244,7 @@ class _Fetch:
             for line in said:
                 self._said.append(line.decode(errors="replace").strip())
 
-    def _failure(self, status: int) -> Exception:
+    def _explain(self, status: int) -> Exception:
         if any(map(_DISK_FULL.search, self._said)):
             return OSError(errno.ENOSPC, f"{self._package} needs more space", str(self._archive.parent))
         if any("No module named pip" in line for line in self._said):

@@ -230,11 +230,15 @@ def _decoder_problems(rows: tuple[ModelRow, ...]) -> Iterator[str]:
     if not decoders:
         yield "no language model is present: run `edge pull smollm2-135m-instruct`"
         return
-    if importlib.util.find_spec("llama_cpp") is None and all(row.format == "gguf" for row in decoders):
+    if not _has_llama() and all(row.format == "gguf" for row in decoders):
         yield "the language models that are present need llama.cpp: run `pip install 'edge-sdk[gguf]'`"
     room, least = device.available_memory(), min(row.memory for row in decoders)
     if room is not None and least > room:
         yield f"the smallest model needs {_gigabytes(least)} of memory, {_gigabytes(room)} are free: close programs"
+
+
+def _has_llama() -> bool:
+    return importlib.util.find_spec("llama_cpp") is not None
 
 
 def _settings(settings: Settings) -> Iterator[tuple[str, str]]:
