@@ -172,7 +172,10 @@ def _source(text: str, kind: SourceKind, match: re.Match[str]) -> Source:
     if kind == "https":
         return Source(text, kind, location=text)
     if kind == "file":
-        return Source(text, kind, location=str(Path(match["path"]).expanduser()))
+        try:
+            return Source(text, kind, location=str(Path(match["path"]).expanduser()))
+        except RuntimeError as error:  # the home of nobody
+            raise ConfigError(f"source {text!r}: {error}") from error
     return Source(text, kind, tuple(_members(match["package"], match["version"], match["member"])))
 
 

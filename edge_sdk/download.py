@@ -120,8 +120,8 @@ def _from_file(source: Source, part: PartialFile) -> None:
     path = Path(source.location)
     try:
         file = path.open("rb")
-    except OSError as error:
-        raise DownloadError(f"{path} cannot be read: {error.strerror}") from error
+    except (OSError, ValueError) as error:  # ValueError: NUL in the path
+        raise DownloadError(f"{path} cannot be read: {getattr(error, 'strerror', error)}") from error
     with file:
         part.restart()
         _require_space(part.folder, part.expected, part.name)

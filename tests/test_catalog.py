@@ -117,6 +117,7 @@ def test_sources_are_understood(text: str, kind: str, location: str) -> None:
         "http://127.0.0.1.example.org/a",
         "https:/example.org",
         "file:relative/path",
+        "file:~nobody-of-this-name/a",
         "ftp://example.org/a",
     ],
 )
@@ -126,7 +127,7 @@ def test_other_sources_are_refused_by_name(text: str) -> None:
 
 
 @given(st.text(max_size=60))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=300, deadline=None)
 def test_any_text_is_a_source_or_a_config_error(text: str) -> None:
     for prefix in ("", "pypi:", "npm:", "hf:", "https:", "file:"):
         try:
