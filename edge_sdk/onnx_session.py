@@ -127,10 +127,11 @@ class OnnxSession:
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         options.add_session_config_entry("session.load_model_format", "ONNX")
         try:
-            native = runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+            providers = ["CPUExecutionProvider"]
+            native = runtime.InferenceSession(str(path), options, providers=providers, enable_fallback=0)
+            return cls(file, native, runtime)
         except Exception as error:  # its classes share no base of their own
             raise EngineError(f"onnxruntime cannot load {path}: {_first_line(error)}") from error
-        return cls(file, native, runtime)
 
     def run(self, outputs: Sequence[str], feeds: Mapping[str, Any]) -> list[Any]:
         """Run the graph. Feeds are arrays or values of an earlier run; results are values in native memory.

@@ -93,11 +93,13 @@ def write_decoder(
     directory: Path,
     tensors: Mapping[str, NDArray[np.float32]],
     *,
+    quantized: bool = False,
     template: str | None = "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<|end|>{% endfor %}<|assistant|>",
 ) -> None:
     """A decoder with a KV cache: logits = sin(sum of the embeddings so far + position) @ head.
 
-    The attention mask scales the sum, so a mask of the wrong length fails.
+    The attention mask scales the sum, so a mask of the wrong length fails. `quantized` rounds the sine by its
+    largest value in the run.
     """
     width = tensors["table"].shape[1]
     constants = {
@@ -126,8 +128,12 @@ def write_decoder(
         node("Gather", ["places", "position_ids"], "placed"),
         node("Add", ["summed", "placed"], "hidden"),
         node("Sin", ["hidden"], "bounded"),
-        node("MatMul", ["bounded", "head"], "logits"),
+        node("DynamicQuantizeLinear", ["bounded"], "q", "scale", "zero"),
+        node("DequantizeLinear", ["q", "scale", "zero"], "rounded"),
+        node("MatMul", ["rounded" if quantized else "bounded", "head"], "logits"),
     ]
+    if not quantized:
+        nodes = [part for part in nodes if b"QuantizeLinear" not in part and b"DequantizeLinear" not in part]
     past = ["batch", 1, "past", width]
     inputs = [
         value("input_ids", "int64", ["batch", "tokens"]),

@@ -9,9 +9,20 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
-from onnx_files import external_tensor, field, model, node, tensor, value, varint, write_encoder
+from onnx_files import (
+    decoder_tensors,
+    external_tensor,
+    field,
+    model,
+    node,
+    tensor,
+    value,
+    varint,
+    write_decoder,
+    write_encoder,
+)
 
-from edge_sdk.errors import EngineError, ModelDamagedError, ModelError, ModelNotFoundError
+from edge_sdk.errors import EdgeError, EngineError, ModelDamagedError, ModelError, ModelNotFoundError
 from edge_sdk.onnx_session import MAX_DEPTH, OnnxSession, find_model, inspect_onnx
 
 _OUTPUT = value("y", "float32", [2, 2])
@@ -153,14 +164,17 @@ def test_graphs_nested_too_deeply_are_refused(tmp_path: Path) -> None:
         inspect_onnx(_write(tmp_path / "m.onnx", field(7, graph) + field(8, field(2, 17))))
 
 
-def test_a_graph_that_the_runtime_refuses_is_one_line_and_prints_nothing(tmp_path: Path) -> None:
-    content = model([node("NoSuchOperator", ["x"], "y")], [tensor("x", np.ones((2, 2), np.float32))], [], [_OUTPUT])
+@pytest.mark.parametrize("change", [(b"Neg", b"Nag"), (b"\x01y", b"\x01\xff")])  # an operator, a name
+def test_a_graph_that_the_runtime_refuses_is_one_line_and_prints_nothing(
+    tmp_path: Path, change: tuple[bytes, bytes]
+) -> None:
+    content = _negation([tensor("x", np.ones((2, 2), np.float32))]).replace(*change)
     path = _write(tmp_path / "m.onnx", content)
     code = (
         "import sys; from pathlib import Path; from edge_sdk.onnx_session import OnnxSession\n"
-        "from edge_sdk.errors import EngineError\n"
+        "from edge_sdk.errors import EdgeError\n"
         "try: OnnxSession.open(Path(sys.argv[1]), threads=1)\n"
-        "except EngineError as error: assert '\\n' not in str(error), error\n"
+        "except EdgeError as error: assert '\\n' not in str(error), error\n"
         "else: raise SystemExit('loaded')"
     )
     done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True)
@@ -201,3 +215,27 @@ def test_a_missing_file_and_a_folder_are_model_errors(tmp_path: Path) -> None:
     for path in (tmp_path / "nothing.onnx", tmp_path):
         with pytest.raises(ModelError):
             inspect_onnx(path)
+
+
+@pytest.mark.campaign
+def test_two_thousand_mutants_load_or_end_in_one_line(tmp_path: Path) -> None:
+    """Bytes of the structure, not of the weights, are changed; a crash of the runtime would end the test run."""
+    tensors = decoder_tensors(width=2, context=8)
+    write_decoder(tmp_path, tensors)
+    path = tmp_path / "model.onnx"
+    whole = path.read_bytes()
+    weights = [(whole.find(array.tobytes()), array.nbytes) for array in tensors.values()]
+    places = [at for at in range(len(whole)) if not any(start <= at < start + size for start, size in weights)]
+    random, ends = np.random.default_rng(0), {"loaded": 0, "refused": 0}
+    for _ in range(2000):
+        content = bytearray(whole)
+        for at in random.choice(places, size=random.integers(1, 5)):
+            content[at] = random.integers(256)
+        path.write_bytes(content)
+        try:
+            OnnxSession.open(path, threads=1)
+            ends["loaded"] += 1
+        except EdgeError as error:
+            assert "\n" not in str(error)
+            ends["refused"] += 1
+    assert min(ends.values()) > 20, ends
