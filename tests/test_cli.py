@@ -1,0 +1,118 @@
+"""The command line: light start, one-line errors, exit codes, JSON as the last line."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from edge_sdk.cli import COMMANDS, main
+
+HEAVY = ("numpy", "onnxruntime", "llama_cpp", "httpx", "sqlite_utils", "tokenizers", "jinja2", "rich", "click")
+
+
+def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "edge_sdk.cli", *arguments],
+        capture_output=True,
+        text=True,
+        env={**os.environ, **environment},
+        timeout=120,
+    )
+
+
+def test_help_lists_every_command_and_loads_nothing_heavy() -> None:
+    code = (
+        "import sys; from edge_sdk.cli import main; main(['--help']);"
+        f"sys.exit(' '.join(name for name in {HEAVY!r} if name in sys.modules) or 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert all(name in done.stdout for name in COMMANDS)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_explains_itself(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*name.split(), "--help"]) == 0
+    out = capsys.readouterr().out
+    assert f"Usage: edge {name}" in out
+    assert "--json" in out
+
+
+def test_an_unknown_command_is_wrong_usage_and_names_what_comes_close(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["serach", "x"]) == 2
+    assert "`edge search`" in capsys.readouterr().err
+    assert main(["bench"]) == 2
+    assert "`edge bench engine`" in capsys.readouterr().err
+
+
+def test_a_wrong_option_is_wrong_usage(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["search", "x", "--frobnicate"]) == 2
+    assert "--frobnicate" in capsys.readouterr().err
+
+
+def test_a_failure_is_one_line_and_exit_code_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["ask", "why?", "--store", str(tmp_path / "none.db")]) == 1
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert error.startswith("edge: there is no store at")
+    assert "edge add" in error
+
+
+def test_an_unknown_model_names_the_next_step(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["pull", "smolm2"]) == 1
+    error = capsys.readouterr().err
+    assert "smollm2" in error
+    assert error.count("\n") == 1
+
+
+def test_a_bad_setting_names_its_source(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("EDGE_CONTEXT", "many")
+    assert main(["list"]) == 1
+    assert "'many' (environment)" in capsys.readouterr().err
+
+
+def test_when_unsure_remote_needs_a_remote(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["ask", "why?", "--when-unsure", "remote", "--store", str(tmp_path / "s.db")]) == 1
+    assert "--remote URL" in capsys.readouterr().err
+
+
+def test_json_is_the_last_line_of_standard_output() -> None:
+    done = run("list", "--json")
+    assert json.loads(done.stdout.splitlines()[-1])["documents"] == []
+    assert done.stderr == ""
+
+
+def test_a_reader_that_goes_away_is_no_error() -> None:
+    done = subprocess.run(
+        ["bash", "-c", f"{sys.executable} -m edge_sdk.cli models | head -1; exit ${{PIPESTATUS[0]}}"],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0
+    assert "Traceback" not in done.stderr
+
+
+def test_an_interrupt_ends_with_130(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupted(*arguments: object, **options: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("edge_sdk.models.list_models", interrupted)
+    assert main(["models"]) == 130
+    assert "interrupted" in capsys.readouterr().err
+
+
+def test_an_unexpected_error_is_one_line_unless_verbose(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken(*arguments: object, **options: object) -> None:
+        raise RuntimeError("two\nlines")
+
+    monkeypatch.setattr("edge_sdk.models.list_models", broken)
+    assert main(["models"]) == 1
+    assert capsys.readouterr().err == "edge: unexpected RuntimeError: two lines; run again with -v and report it\n"
+    with pytest.raises(RuntimeError):
+        main(["models", "-v"])
