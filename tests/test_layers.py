@@ -17,11 +17,11 @@ ROOT = Path(__file__).parents[1]
 ROWS = (
     "errors | records",
     "config | device | catalog | chunk | conversation | prompt citations | fulltext | vectors | sse completions"
-    " | plain_text outline | engine | sampling | gbnf | chat_template | gguf_header | transformers_config"
-    " | tokenizer | onnx_session | database schema",
-    "fakes | embed store | engine_gguf | engine_onnx | exchange remote | partial archive download"
+    " | plain_text outline | engine | sampling | gbnf | kernel_faces | template_sandbox chat_template"
+    " | gguf_header | transformers_config | tokenizer | onnx_session | database schema",
+    "fakes | embed store | llama engine_gguf | engine_onnx | exchange remote | partial archive download"
     " | parse_markdown parse_html parse_pdf parse_docx parse_worker parse"
-    " | python_definitions python_worker python_source",
+    " | python_definitions python_modules python_worker python_source",
     "models | ingest | retrieve",
     "route | loading | doctor",
     "edge",
@@ -34,8 +34,8 @@ OWNERS = {
     "click": "cli*",
     "docx": "parse_docx",
     "httpx": "exchange remote download",
-    "jinja2": "chat_template",
-    "llama_cpp": "engine_gguf bench quantize.*",
+    "jinja2": "template_sandbox",
+    "llama_cpp": "llama engine_gguf bench quantize.*",
     "markdown_it": "parse_markdown",
     "numpy": "* kernels.* quantize.*",
     "onnxruntime": "engine_onnx embed onnx_session",
@@ -54,6 +54,7 @@ IMPORTS_BY_NAME = (
     "edge_sdk.cli_measure",
     "edge_sdk.doctor",
     "edge_sdk.parse_worker",
+    "edge_sdk.python_worker",
 )
 PACKAGES = ("kernels", "edge_sdk", "quantize")  # each imports from itself and those before it
 HEAVY = ("numpy", "onnxruntime", "llama_cpp", "httpx", "sqlite_utils", "tokenizers", "jinja2", "torch",
