@@ -218,7 +218,7 @@ class CachedDecoder:
         if shared == 0:
             self._seen = self._nothing
         elif shared < len(seen.tokens):
-            past = {at: np.ascontiguousarray(value.numpy()[:, :, :shared]) for at, value in seen.past.items()}
+            past = {at: _first(value, shared) for at, value in seen.past.items()}
             self._seen = _Seen(seen.tokens[:shared], past)
         return shared
 
@@ -244,6 +244,12 @@ class CachedDecoder:
             raise EngineError(f"{self._name} gave logits of shape {list(rows.shape)}")
         self._seen = _Seen([*seen.tokens, *tokens], dict(zip(seen.past, present, strict=True)))
         return np.array(rows[0, -1], np.float32)
+
+
+def _first(value: Any, count: int) -> NDArray[Any]:
+    """The keys or values of the first `count` tokens, from native memory or from an earlier cut."""
+    whole = value if isinstance(value, np.ndarray) else value.numpy()
+    return np.ascontiguousarray(whole[:, :, :count])
 
 
 def _past_shape(name: str, spec: TensorSpec, config: DecoderConfig) -> tuple[int, int, int, int]:

@@ -226,6 +226,17 @@ def test_a_prefill_is_cancelled_between_its_runs(engine: OnnxEngine, monkeypatch
     assert _ids(_run(engine, "x" * 200)[0]) == _greedy(list(b"x" * 200), 24)
 
 
+def test_a_prefix_can_be_cut_twice_without_a_run_between(engine: OnnxEngine) -> None:
+    _run(engine, "abcdef")
+    cancelled = threading.Event()
+    cancelled.set()
+    for prompt, cached in (("abcdxx", 4), ("abxx", 2), ("xx", 0)):
+        generation = engine.generate(prompt, GREEDY, cancelled)
+        assert list(generation) == []
+        assert generation.result.cached_tokens == cached
+    assert _ids(_run(engine, "abx")[0]) == _greedy(list(b"abx"), 24)
+
+
 def test_a_failing_run_leaves_the_cache_as_it_was(engine: OnnxEngine, monkeypatch: pytest.MonkeyPatch) -> None:
     session = engine._loaded()._session
     generation = engine.generate("abc", GREEDY)

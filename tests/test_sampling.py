@@ -25,7 +25,7 @@ def _logits(*probabilities: float) -> np.ndarray:
 
 
 def _kept(options: GenerateOptions, *probabilities: float) -> list[int]:
-    return candidates(_logits(*probabilities), options).tokens.tolist()
+    return list(candidates(_logits(*probabilities), options).tokens.tolist())
 
 
 @pytest.mark.parametrize(
