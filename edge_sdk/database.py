@@ -61,7 +61,7 @@ class Database:
         or a newer version, its subclasses for a locked, full or damaged one. A refused file is left untouched.
         """
         _prepare_path(path, read_only=read_only)
-        uri = f"{path.absolute().as_uri()}?mode={'ro' if read_only else 'rw'}"
+        uri = f"{path.absolute().as_uri()}?{_mode(path) if read_only else 'mode=rw'}"
         deadline = time.monotonic() + busy_timeout
         with _store_errors(path):
             connection = sqlite3.connect(
@@ -161,6 +161,12 @@ def _prepare_path(path: Path, *, read_only: bool) -> None:
             raise damaged(path, "file is not a database")
     except (OSError, ValueError) as error:  # ValueError: a path that no file can have
         raise StoreError(f"store {path!s} cannot be opened: {getattr(error, 'strerror', error)}") from error
+
+
+def _mode(path: Path) -> str:
+    """How to open for reading: on a read-only file system SQLite must not ask for memory to share with writers."""
+    unchangeable = hasattr(os, "statvfs") and os.statvfs(path).f_flag & os.ST_RDONLY
+    return "immutable=1" if unchangeable else "mode=ro"
 
 
 def _version(connection: sqlite3.Connection, path: Path, schema: Schema, deadline: float) -> int:

@@ -267,7 +267,7 @@ class Store:
             before = schema.count(sql, "vectors_next")
         embedded = 0
         while batch := self._next_to_embed(target):
-            texts = [embedding_text(title, heading, text) for _, title, heading, text in batch]
+            texts = [embedding_text(heading, text) for _, heading, text in batch]
             codes, scales = _quantised(encoder.encode(texts), len(batch), target, str(self.path))
             with self._database.writing() as sql:
                 self._require_reindex(sql, target)
@@ -282,13 +282,13 @@ class Store:
         self._encoder = target
         return embedded
 
-    def _next_to_embed(self, target: StoredEncoder) -> list[tuple[int, str, str, str]]:
+    def _next_to_embed(self, target: StoredEncoder) -> list[tuple[int, str, str]]:
         """The next passages without a new vector. When there are none, the new vectors replace the old ones."""
         with self._database.writing() as sql:
             self._require_reindex(sql, target)
             # Ids only grow and are taken in order, so all up to the highest are done or deleted.
             rows = sql.execute(
-                """SELECT id, title, heading, text FROM indexed_passages
+                """SELECT id, heading, text FROM passages
                 WHERE id > (SELECT coalesce(max(passage_id), 0) FROM vectors_next) ORDER BY id LIMIT ?""",
                 (_REINDEX_BATCH,),
             ).fetchall()

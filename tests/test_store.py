@@ -435,6 +435,28 @@ def test_a_read_only_store_reads_and_refuses_to_write(store: Store) -> None:
     assert store.counts().documents == 2
 
 
+def test_a_store_on_a_read_only_file_system_can_be_read(store: Store, tmp_path: Path) -> None:
+    inside = ("unshare", "--map-root-user", "--mount")
+    if subprocess.run([*inside, "true"], capture_output=True, check=False).returncode:
+        pytest.skip("unshare with a mount namespace is not permitted here")
+    put(store, ENCODER, "a", "alpha")
+    store.close()
+    code = (
+        "import sys; from edge_sdk.store import Store; "
+        "print(len(Store.open(sys.argv[1], read_only=True).search_text('alpha', 5)))"
+    )
+    mount = 'mount -t tmpfs none "$0" && cp "$1" "$0/s.db" && mount -o remount,ro "$0" && "$2" -c "$3" "$0/s.db"'
+    (tmp_path / "image").mkdir()
+    ran = subprocess.run(
+        [*inside, "sh", "-c", mount, str(tmp_path / "image"), str(store.path), sys.executable, code],
+        cwd=Path(database.__file__).parent.parent,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (ran.stdout.strip(), ran.stderr) == ("1", "")
+
+
 def test_a_closed_store_says_so(store: Store) -> None:
     store.close()
     store.close()
