@@ -77,7 +77,8 @@ class ModelSpec:
     """One model of the catalog. The first of `files` is the one that an engine opens.
 
     `memory` is the measured peak of resident bytes, `free_memory` what must be free before the model is chosen
-    without being named; `rank` orders decoders by quality.
+    without being named; `rank` orders decoders by quality. `cites`
+    is False for a model that numbered passages confuse.
     """
 
     name: str
@@ -93,6 +94,7 @@ class ModelSpec:
     free_memory: int
     aliases: tuple[str, ...] = ()
     prompt_tokens: int | None = None
+    cites: bool = True
 
     @property
     def bytes(self) -> int:
@@ -232,6 +234,7 @@ def _model(table: _Table) -> ModelSpec:
         free_memory=table.number("free_memory", memory),
         aliases=table.texts("aliases", _MODEL_NAME),
         prompt_tokens=table.number("prompt_tokens", 0) or None,
+        cites=table.flag("cites", True),
     )
     table.finish()
     return model
@@ -284,6 +287,12 @@ class _Table:
         ):
             raise self.wrong(key, f"is {value!r}, not a list of usable texts")
         return tuple(value)
+
+    def flag(self, key: str, default: bool) -> bool:
+        value = self._left.pop(key, default)
+        if not isinstance(value, bool):
+            raise self.wrong(key, f"is {value!r}, not true or false")
+        return value
 
     def number(self, key: str, default: int | None = None) -> int:
         value = self._left.pop(key, default)

@@ -125,7 +125,7 @@ def search_command(settings: Settings, query: str, k: int, as_json: bool) -> Non
 @options("store", "encoder")
 def reindex_command(settings: Settings, as_json: bool) -> None:
     """Embed every passage again, after a change of encoder. The old vectors stay valid until the end."""
-    with open_store(settings, check_encoder=False) as store:
+    with open_store(settings) as store:
         encoder = load_encoder(settings)
         with progress_bar("embedding") as bar:
             store.reindex(encoder, progress=lambda done, total: bar(done, total, ""))

@@ -19,7 +19,7 @@ from .citations import CitedText, is_refusal, resolve_citations
 from .config import Settings, load_settings
 from .conversation import Conversation
 from .errors import EdgeError, RemoteError
-from .prompt import NOT_FOUND, Prompt, Style, build_prompt
+from .prompt import NOT_FOUND, Prompt, Reading, Style, build_prompt
 from .records import (
     AddReport,
     Answer,
@@ -55,12 +55,12 @@ class Edge:
         self,
         store: Store,
         encoder: Callable[[], Encoder],
-        engine: Callable[[], tuple[Engine, int]],
+        engine: Callable[[], tuple[Engine, Reading]],
         *,
         remote: Remote | None = None,
         policy: Policy | None = None,
     ) -> None:
-        """`engine` gives the loaded model and the prompt size in tokens that it reads best."""
+        """`engine` gives the loaded model and how it reads documents best."""
         self.store = store
         self.remote = remote
         self.policy = policy or Policy()
@@ -98,13 +98,13 @@ class Edge:
         return self._open_encoder()
 
     @cached_property
-    def _engine_and_budget(self) -> tuple[Engine, int]:
+    def _engine_and_reading(self) -> tuple[Engine, Reading]:
         return self._open_engine()
 
     @property
     def engine(self) -> Engine:
         """The language model, loaded on first use."""
-        return self._engine_and_budget[0]
+        return self._engine_and_reading[0]
 
     def add(
         self, sources: Iterable[str | Path], *, progress: Progress | None = None, cancel: Flag | None = None
@@ -215,7 +215,7 @@ class Edge:
 
     def close(self) -> None:
         """Free the model and close the store."""
-        if "_engine_and_budget" in self.__dict__:
+        if "_engine_and_reading" in self.__dict__:
             self.engine.close()
         self.store.close()
 
@@ -246,13 +246,13 @@ class Edge:
         self, question: str, hits: list[Hit], style: Style, max_tokens: int, conversation: Conversation | None
     ) -> tuple[Prompt, list[str]]:
         """The prompt of this turn; turns for which the context has no room are dropped, oldest first, and named."""
-        engine, reads_best = self._engine_and_budget
+        engine, reading = self._engine_and_reading
         room = engine.context - max_tokens
         notices: list[str] = []
         while True:
             history = conversation.messages if conversation is not None else ()
             past = engine.count(engine.render(history)) if history else 0
-            if past + reads_best <= room or conversation is None or not conversation.drop_oldest():
+            if past + reading.prompt_tokens <= room or conversation is None or not conversation.drop_oldest():
                 break
             notices = [f"the conversation is longer than {room} tokens; the oldest turns were left out"]
         prompt = build_prompt(
@@ -260,8 +260,9 @@ class Edge:
             hits,
             render=engine.render,
             count=engine.count,
-            budget=min(room, past + reads_best),
+            budget=min(room, past + reading.prompt_tokens),
             style=style,
+            numbered=reading.numbered,
             history=history,
         )
         return prompt, notices

@@ -11,14 +11,13 @@ from typing import TYPE_CHECKING
 
 from .config import Settings
 from .errors import ModelError, ModelNotFoundError
+from .prompt import Reading
 
 if TYPE_CHECKING:
     from .embed import Encoder
     from .engine import Engine
     from .models import InstalledModel
     from .store import Store
-
-_READS_BEST = 900  # prompt tokens for a model that the catalog says nothing about
 
 
 def open_store(settings: Settings) -> Store:
@@ -39,25 +38,25 @@ def load_encoder(settings: Settings) -> Encoder:
     return OnnxEncoder.open(model.directory, name=model.name)
 
 
-def load_engine(settings: Settings) -> tuple[Engine, int]:
-    """Load the decoder of the settings, or the best one present; also the prompt size that it reads best.
+def load_engine(settings: Settings) -> tuple[Engine, Reading]:
+    """Load the decoder of the settings, or the best one present; also how it reads documents best.
 
     The engine follows from the file: llama.cpp for GGUF, onnxruntime for ONNX.
     """
     model = choose_decoder(settings)
-    reads_best = model.prompt_tokens or _READS_BEST
+    reading = Reading(model.prompt_tokens or Reading().prompt_tokens, model.cites)
     if model.format == "gguf":
         from .engine_gguf import GgufEngine
 
         return (
             GgufEngine.open(model.path, name=model.name, context=settings.context, threads=settings.threads),
-            reads_best,
+            reading,
         )
     from .engine_onnx import OnnxEngine
 
     return (
         OnnxEngine.open(model.directory, name=model.name, context=settings.context, threads=settings.threads),
-        reads_best,
+        reading,
     )
 
 

@@ -50,6 +50,11 @@ class InstalledModel:
         """The retrieved text, in tokens, that the model reads best, where the catalog says so."""
         return self.spec.prompt_tokens if self.spec else None
 
+    @property
+    def cites(self) -> bool:
+        """Whether numbered passages help the model; so it is assumed of a model that the catalog does not know."""
+        return self.spec is None or self.spec.cites
+
 
 @dataclass(frozen=True, slots=True)
 class ModelRow:

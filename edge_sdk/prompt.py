@@ -15,7 +15,21 @@ from .records import Hit, Message
 Style = Literal["full", "brief"]
 
 NOT_FOUND = "The documents do not say."
-_SYSTEM: dict[Style, str] = {
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """How a model reads documents best, as measured and kept in the catalog.
+
+    `prompt_tokens` is the size of a whole prompt; `numbered` passages are for models that can cite them as `[n]`,
+    the very small ones answer better from plain text and are cited by matching words.
+    """
+
+    prompt_tokens: int = 900
+    numbered: bool = True
+
+
+_NUMBERED: dict[Style, str] = {
     "full": (
         "You answer questions from the numbered passages that the user gives you, and from nothing else. "
         "Be short and concrete: one to three sentences, then a short code example if the passages support it. "
@@ -27,6 +41,19 @@ _SYSTEM: dict[Style, str] = {
         "as few as possible, copied from the passages, and then the number of the passage, like [1]."
     ),
 }
+_PLAIN: dict[Style, str] = {
+    "full": "Answer the question from the text in one or two sentences.",
+    "brief": "Answer with the exact words from the text, as few as possible.",
+}
+# One example says more to a very small model than any instruction.
+_PLAIN_EXAMPLE = (
+    Message(
+        "user",
+        "The Eiffel Tower was finished in March 1889 and is 330 metres tall.\n\n"
+        "Question: When was the Eiffel Tower finished?",
+    ),
+    Message("assistant", "March 1889"),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +75,7 @@ def build_prompt(
     count: Callable[[str], int],
     budget: int,
     style: Style = "full",
+    numbered: bool = True,
     history: Sequence[Message] = (),
 ) -> Prompt:
     """Take the best passages, in rank order, for as long as the whole rendered prompt stays within `budget` tokens.
@@ -57,13 +85,12 @@ def build_prompt(
     decision. A passage that does not fit is passed over and a shorter one behind it may still come in.
     """
     chosen: list[Hit] = []
+    opening = (Message("system", (_NUMBERED if numbered else _PLAIN)[style]),)
+    if style == "brief" and not numbered:
+        opening += _PLAIN_EXAMPLE
 
     def rendered(passages: Sequence[Hit]) -> tuple[tuple[Message, ...], str, int]:
-        messages = (
-            Message("system", _SYSTEM[style]),
-            *history,
-            Message("user", _user_text(question, passages)),
-        )
+        messages = (*opening, *history, Message("user", _user_text(question, passages, numbered)))
         text = render(messages)
         return messages, text, count(text)
 
@@ -76,9 +103,12 @@ def build_prompt(
     return Prompt(messages, text, tokens, tuple(chosen), len(hits) - len(chosen))
 
 
-def _user_text(question: str, passages: Sequence[Hit]) -> str:
+def _user_text(question: str, passages: Sequence[Hit], numbered: bool) -> str:
     """Passages first: a fixed beginning lets the KV cache keep more when only the question changes."""
-    blocks = [f"[{number}] {_label(hit)}{hit.passage.text}" for number, hit in enumerate(passages, 1)]
+    blocks = [
+        f"[{number}] {_label(hit)}{hit.passage.text}" if numbered else hit.passage.text
+        for number, hit in enumerate(passages, 1)
+    ]
     return "\n\n".join([*blocks, f"Question: {question}"])
 
 

@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from threading import Event as Flag
 
-from edge_sdk.chunk import chunk_document
+from edge_sdk.chunk import chunk_document, embedding_text
 from edge_sdk.config import Settings
 from edge_sdk.edge import Edge
 from edge_sdk.errors import ConfigError
@@ -86,6 +86,7 @@ def read_questions(data: Path) -> list[Question]:
 def fill_store(edge: Edge, data: Path, progress: Update) -> None:
     """Add every passage of the folder as one document named by its id; present ones are left alone."""
     passages = list(read_jsonl(data / "passages.jsonl"))
+    edge.store.use_encoder(edge.encoder.fingerprint, edge.encoder.dimension)
     have = {document.name for document in edge.store.documents()}
     for number, row in enumerate(passages):
         progress(number, len(passages), "passages")
@@ -96,12 +97,12 @@ def fill_store(edge: Edge, data: Path, progress: Update) -> None:
             name=name,
             title=title,
             text=text,
-            sections=(Section(0, len(text), (title,) if title else ()),),
+            sections=(Section(0, len(text)),),
             content_hash=hashlib.sha256(text.encode("utf-8", "replace")).hexdigest(),
             media_type="text/plain",
         )
         chunks: Sequence[Chunk] = chunk_document(document)
-        vectors = edge.encoder.encode([f"{chunk.heading}\n{chunk.text}" for chunk in chunks])
+        vectors = edge.encoder.encode([embedding_text(chunk.heading, chunk.text) for chunk in chunks])
         edge.store.put(document, chunks, vectors)
 
 
