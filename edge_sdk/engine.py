@@ -6,11 +6,12 @@ Both adapters (`engine_gguf`, `engine_onnx`) build on this. It knows nothing of 
 from __future__ import annotations
 
 import codecs
+import math
 from collections.abc import Generator, Iterator, Sequence
 from threading import Event
 from typing import Protocol
 
-from .errors import EngineError
+from .errors import ConfigError, EngineError, GrammarError
 from .records import GenerateOptions, GenerationResult, Message, Token
 
 
@@ -78,6 +79,26 @@ class Engine(Protocol):
 
     def close(self) -> None:
         """Free the model. Further calls raise `EngineError`."""
+
+
+def check_options(options: GenerateOptions) -> None:
+    """Raise `ConfigError` for values that cannot be used, `GrammarError` for a schema and a grammar at once.
+
+    >>> check_options(GenerateOptions(temperature=-1.0))
+    Traceback (most recent call last):
+    ...
+    edge_sdk.errors.ConfigError: temperature is -1.0; use 0 or more
+    """
+    if options.max_tokens < 1:
+        raise ConfigError(f"max_tokens is {options.max_tokens}", hint="use 1 or more")
+    for name in ("temperature", "top_p", "min_p", "repeat_penalty"):
+        value = getattr(options, name)
+        if not (math.isfinite(value) and value >= 0):
+            raise ConfigError(f"{name} is {value}", hint="use 0 or more")
+    if options.repeat_penalty == 0:
+        raise ConfigError("repeat_penalty is 0", hint="use 1 for none")
+    if options.json_schema is not None and options.grammar is not None:
+        raise GrammarError("both a JSON schema and a grammar are given", hint="use one of them")
 
 
 class TextStream:
