@@ -71,10 +71,11 @@ class OnnxEncoder:
 
         Raises `ModelNotFoundError`, `ModelDamagedError`, and `EngineError` for a model that is no text encoder.
         """
-        if max_tokens < 8:
-            raise ConfigError(f"max_tokens is {max_tokens}", hint="use 8 or more")
+        threads = default_threads() if threads is None else threads
+        if max_tokens < 8 or threads < 1:
+            raise ConfigError(f"max_tokens is {max_tokens}, threads {threads}", hint="use 8 or more, 1 or more")
         tokenizer = Tokenizer.open(directory / "tokenizer.json", max_tokens=max_tokens)
-        session = OnnxSession.open(find_model(directory), threads=threads or default_threads())
+        session = OnnxSession.open(find_model(directory), threads=threads)
         pad = next((found for token in ("[PAD]", "<pad>") if (found := tokenizer.id(token)) is not None), 0)
         return cls(name or directory.name, session, tokenizer, max_tokens, pad)
 

@@ -12,7 +12,8 @@ from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Event, Lock
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +22,7 @@ from kernels.logits import measure
 
 from .chat_template import ChatTemplate
 from .device import default_threads
-from .engine import Generation, TextStream
+from .engine import Generation, TextStream, check_options
 from .errors import (
     ConfigError,
     ContextOverflowError,
@@ -34,6 +35,7 @@ from .sampling import Sampler
 from .tokenizer import Tokenizer
 from .transformers_config import DecoderConfig
 
+_MAX_TEXT = 4 << 20  # characters to tokenize at once: seconds, and some hundred megabytes
 _PREFILL_TOKENS = 128  # of one run; cancelling is looked at in between
 _LOGIT_BYTES = 16 << 20  # of one run: a large vocabulary makes the runs of a prefill shorter
 # Tokens that end a turn in the usual chat formats: they do, even where the settings forget one (as in llama.cpp).
@@ -66,17 +68,21 @@ class OnnxEngine:
 
     @classmethod
     def open(
-        cls, directory: Path, *, name: str | None = None, context: int = 4096, threads: int | None = None
-    ) -> OnnxEngine:
+        cls, directory: Path, *, name: str | None = None, context: int | None = None, threads: int | None = None
+    ) -> Self:
         """Load a folder: one `*.onnx`, `tokenizer.json`, and as far as there are any, its settings.
 
-        The context is at most what `config.json` allows; `threads` defaults to the device's cores. Raises
+        `context` is at most what `config.json` allows, and 4,096 unless given; `threads` follows the device. Raises
         `ModelNotFoundError`, `ModelDamagedError`, and `EngineError` for a model that is no such decoder.
         """
+        threads = default_threads() if threads is None else threads
+        context = 4096 if context is None else context
+        if threads < 1 or context < 1:
+            raise ConfigError(f"{threads} threads and a context of {context} tokens", hint="use 1 or more of each")
         name = name or directory.name
         tokenizer = Tokenizer.open(directory / "tokenizer.json")
         config = DecoderConfig.read(directory)
-        session = OnnxSession.open(find_model(directory), threads=threads or default_threads())
+        session = OnnxSession.open(find_model(directory), threads=threads)
         return cls(name, CachedDecoder(name, session, config), tokenizer, config, context)
 
     @property
@@ -90,9 +96,12 @@ class OnnxEngine:
         return self._context
 
     def count(self, text: str) -> int:
-        """Exact number of tokens of `text` in a prompt."""
-        self._loaded()
-        return len(self._tokenizer.encode(text))
+        """Exact number of tokens that `generate` would evaluate for `text` as the whole prompt.
+
+        That includes the token that some models want at the beginning. Raises `EngineError` for a text of more
+        than 4 Mi characters.
+        """
+        return len(self._tokens(text))
 
     def render(self, messages: Sequence[Message]) -> str:
         """The model's chat template applied, or ChatML where it has none; see `Engine.render`."""
@@ -100,28 +109,48 @@ class OnnxEngine:
         return self._template.render(messages)
 
     def generate(self, prompt: str, options: GenerateOptions, cancel: Event | None = None) -> Generation:
-        """Start generating; see `Engine.generate`. A second generation at the same time raises `EngineError`."""
-        self._loaded()
+        """Start generating; see `Engine.generate`. All of `prompt` is tokenized with special tokens.
+
+        The engine is taken when the first token is asked for and free again when the generation ends, is closed or
+        is dropped; another one meanwhile raises `EngineError`. The token with which the model ends its answer comes
+        too, its text empty but for what was held back.
+        """
+        check_options(options)
         if options.json_schema is not None or options.grammar is not None:
             raise GrammarError(
                 f"{self._name} runs in onnxruntime, which cannot hold its output to a schema or grammar",
                 hint="use a GGUF model",
             )
-        if options.max_tokens < 1:
-            raise ConfigError(f"max_tokens is {options.max_tokens}", hint="use 1 or more")
-        sampler = Sampler(options)
-        tokens = self._tokenizer.encode(prompt)
-        if self._begin is not None and tokens[:1] != [self._begin]:
-            tokens.insert(0, self._begin)
+        if len(prompt) > 16 * self.context and len(prompt) > self._tokenizer.longest * self.context:
+            least = -(-len(prompt) // self._tokenizer.longest)  # too long whatever it says, so it is not tokenized
+            raise ContextOverflowError(least, options.max_tokens, self.context)
+        tokens = self._tokens(prompt)
         if not tokens:
             raise EngineError("the prompt is empty")
         if len(tokens) + options.max_tokens > self.context:
             raise ContextOverflowError(len(tokens), options.max_tokens, self.context)
-        return Generation(self._run(tokens, options, sampler, cancel or Event()))
+        return Generation(self._run(tokens, options, Sampler(options), cancel or Event()))
 
     def close(self) -> None:
-        """Free the model. Further calls raise `EngineError`."""
+        """Free the model; a running generation ends with `EngineError`. Again does nothing."""
         self._decoder = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _tokens(self, text: str) -> list[int]:
+        self._loaded()
+        if len(text) > _MAX_TEXT:
+            raise EngineError(f"a text of {len(text)} characters is too long, the limit is {_MAX_TEXT}")
+        tokens = self._tokenizer.encode(text)
+        if self._begin is not None and tokens[:1] != [self._begin]:
+            tokens.insert(0, self._begin)
+        return tokens
 
     def _loaded(self) -> CachedDecoder:
         if self._decoder is None:
@@ -135,7 +164,8 @@ class OnnxEngine:
             raise EngineError(f"{self._name} is busy with another generation", hint="close that one first")
         try:
             prefill, decode, produced = _Stopwatch(), _Stopwatch(), 0
-            cached = self._loaded().keep_prefix(prompt)
+            with prefill:
+                cached = self._loaded().keep_prefix(prompt)
 
             def result(reason: FinishReason) -> GenerationResult:
                 return GenerationResult(

@@ -6,14 +6,13 @@ tokens' text, of engines, or of the confidence signals, which come from the raw 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import ConfigError, EngineError
+from .errors import EngineError
 from .records import GenerateOptions
 
 PENALTY_WINDOW = 64  # the most recent tokens that `repeat_penalty` looks at, as in llama.cpp
@@ -34,14 +33,10 @@ class Sampler:
     >>> sampler.choose(np.array([0.1, 2.0, 1.0], np.float32), history=[])
     1
 
-    Raises `ConfigError` for a temperature below 0, a penalty of 0 or less, and values that are no number.
+    `options` have passed `engine.check_options`.
     """
 
     def __init__(self, options: GenerateOptions) -> None:
-        for name, least in (("temperature", 0.0), ("top_p", 0.0), ("min_p", 0.0), ("repeat_penalty", 1e-6)):
-            value = getattr(options, name)
-            if not (math.isfinite(value) and value >= least):
-                raise ConfigError(f"{name} is {value!r}", hint="use 0 or more" if not least else "use more than 0")
         self._options = options
         self._random = np.random.Generator(np.random.PCG64(options.seed % 2**64))
 

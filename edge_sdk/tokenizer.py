@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +85,11 @@ class Tokenizer:
         """The exact spelling of a token, as `id` takes it."""
         found = self._native.id_to_token(token)
         return None if found is None else str(found)
+
+    @cached_property
+    def longest(self) -> int:
+        """Characters that one token can stand for at most, and so a bound on how few tokens a text has."""
+        return max(map(len, self._native.get_vocab()), default=1)
 
     def special_spellings(self) -> frozenset[str]:
         """Texts that `encode` turns into a special token wherever they stand."""

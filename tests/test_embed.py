@@ -34,7 +34,10 @@ def _expected(text: str, max_tokens: int = 32) -> np.ndarray:
     return np.asarray(mean / np.linalg.norm(mean))
 
 
-@given(texts=st.lists(st.text(max_size=60), max_size=12))
+PLAIN = st.text(st.characters(codec="utf-8", exclude_characters="<"), max_size=60)  # spells no special token
+
+
+@given(texts=st.lists(PLAIN, max_size=12))
 def test_vectors_are_normalised_means_in_the_order_of_the_texts(encoder: OnnxEncoder, texts: list[str]) -> None:
     vectors = encoder.encode(texts)
     assert vectors.shape == (len(texts), 16)

@@ -28,7 +28,7 @@ END = SPECIAL["<|end|>"]
 TENSORS = decoder_tensors()
 TENSORS["head"][:, END] = 0.0  # never the best: generations run to the limit unless a test wants otherwise
 GREEDY = GenerateOptions(max_tokens=24)
-TEXT = st.text(st.characters(codec="utf-8"), min_size=1, max_size=40)
+TEXT = st.text(st.characters(codec="utf-8", exclude_characters="<"), min_size=1, max_size=40)  # no special tokens
 
 
 @pytest.fixture(scope="module")
@@ -266,6 +266,9 @@ def test_one_generation_at_a_time_and_closing_frees_the_engine(engine: OnnxEngin
 def test_what_does_not_fit_the_context_is_an_error_with_numbers(engine: OnnxEngine) -> None:
     with pytest.raises(ContextOverflowError, match=r"250 prompt tokens and 7 for the answer .* context of 256"):
         engine.generate("x" * 250, GenerateOptions(max_tokens=7))
+    with pytest.raises(ContextOverflowError, match="context of 256") as caught:  # not even tokenized
+        engine.generate("x" * (100 << 20), GREEDY)
+    assert 256 < caught.value.prompt_tokens <= 100 << 20
     tokens, result = _run(engine, "x" * 250, GenerateOptions(max_tokens=6))
     assert len(tokens) == 6
     assert result.prompt_tokens == 250
@@ -274,6 +277,9 @@ def test_what_does_not_fit_the_context_is_an_error_with_numbers(engine: OnnxEngi
 def test_the_context_is_the_smaller_of_the_setting_and_the_model(folder: Path) -> None:
     assert OnnxEngine.open(folder, threads=1, context=100).context == 100
     assert OnnxEngine.open(folder, threads=1, context=10_000).context == 256
+    for context, threads in ((0, 1), (1, 0)):
+        with pytest.raises(ConfigError, match="1 or more"):
+            OnnxEngine.open(folder, context=context, threads=threads)
 
 
 def test_a_prompt_longer_than_one_run_is_read_the_same(engine: OnnxEngine) -> None:
@@ -310,6 +316,8 @@ def test_count_is_exact(engine: OnnxEngine) -> None:
     assert engine.count("") == 0
     assert engine.count("<|user|>é<|end|>") == 4
     assert engine.count("x" * 100_000) == 100_000
+    with pytest.raises(EngineError, match="too long"):
+        engine.count("x" * (4 << 20 | 1))
     assert _run(engine, "<|user|>é<|end|>")[1].prompt_tokens == 4
 
 
@@ -354,7 +362,7 @@ def test_a_begin_token_is_added_once_where_the_tokenizer_says_so(tmp_path: Path)
     words = {"bos_token": "<|user|>", "add_bos_token": True}
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(words))
     engine = OnnxEngine.open(tmp_path, threads=1)
-    assert _run(engine, "ab")[1].prompt_tokens == 3
+    assert _run(engine, "ab")[1].prompt_tokens == engine.count("ab") == 3
     assert _run(engine, "<|user|>ab")[1].prompt_tokens == 3
     assert _ids(_run(engine, "ab")[0]) == _greedy([SPECIAL["<|user|>"], *b"ab"], 24)
 
@@ -373,6 +381,13 @@ def test_a_closed_engine_says_so(engine: OnnxEngine) -> None:
         with pytest.raises(EngineError, match="closed"):
             use()
     engine.close()
+
+
+def test_an_engine_is_closed_behind_its_block(folder: Path) -> None:
+    with OnnxEngine.open(folder, threads=1) as engine:
+        assert engine.count("ab") == 2
+    with pytest.raises(EngineError, match="closed"):
+        engine.count("ab")
 
 
 def test_logits_that_are_not_finite_are_an_engine_error(tmp_path: Path) -> None:
