@@ -1,0 +1,203 @@
+"""Documents in: finds what the sources name, skips what has not changed, parses, cuts, embeds, stores.
+
+One document is one transaction and is durable when its report is there, so an interrupted run is resumed by
+running it again. Knows nothing of formats, encoders' insides or SQL.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Event
+from typing import TYPE_CHECKING, Protocol
+
+from .chunk import chunk_document, embedding_text
+from .errors import DocumentError, MissingExtraError
+from .parse import DEFAULT_LIMITS, SUFFIXES, ParseLimits, content_hash, parse_bytes, read_document
+from .python_source import PREFIX, list_modules, parse_module
+from .records import AddReport, Chunk, ParsedDocument
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from .embed import Encoder
+    from .store import Store
+
+SLICE = 256
+"""Passages that are embedded at once: between two slices a run can be cancelled."""
+
+
+class Progress(Protocol):
+    """Told before each document, and within long ones, how far a run is; at the end `done == total`."""
+
+    def __call__(self, done: int, total: int, name: str) -> None: ...
+
+
+def add(
+    store: Store,
+    encoder: Encoder,
+    sources: Iterable[str | Path],
+    *,
+    limits: ParseLimits = DEFAULT_LIMITS,
+    progress: Progress | None = None,
+    cancel: Event | None = None,
+    again: bool = False,
+) -> Iterator[AddReport]:
+    """Add or update documents, one report each, in order.
+
+    A source is a file, a folder (searched at any depth for the suffixes that `parse` knows; hidden files are
+    skipped) or `py:module` (a package stands for all its public modules). What fails is reported as `failed`
+    and the rest goes on; errors of the store and the encoder are raised. A document whose content hash is
+    that of the stored one is `unchanged`, unless `again` is set. Setting `cancel` ends the run before the
+    next document or slice of passages; what was reported is stored, the document at hand is not.
+    """
+    store.use_encoder(encoder.fingerprint, encoder.dimension)
+    return _Run(store, encoder, limits, progress, cancel or Event(), again).reports(sources)
+
+
+def document_name(source: str | Path) -> str:
+    """The name under which a source is stored: `py:module` as it is, a path absolute and without links.
+
+    So adding the same file from another directory does not store it twice.
+    """
+    text = os.fspath(source)
+    if text.startswith(PREFIX):
+        return text
+    try:
+        return os.path.realpath(os.path.expanduser(text))  # noqa: PTH111 - Path raises on unknown users
+    except ValueError as error:
+        raise DocumentError(f"{text!r} is no path: {error}") from error
+
+
+# --- what the sources name --------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Task:
+    """A document to add: a module, a file, or what is wrong with its source."""
+
+    name: str
+    path: Path | None = None
+    package: str = ""  # the `py:` source that this module was found by, when there are several
+    error: str = ""
+
+
+def _tasks(source: str | Path) -> Iterator[_Task]:
+    try:
+        name = document_name(source)
+        if name.startswith(PREFIX):
+            modules = list_modules(name)
+            yield from (_Task(module, package=name if len(modules) > 1 else "") for module in modules)
+        elif Path(name).is_dir():
+            yield from _folder(name)
+        else:
+            yield _Task(name, path=Path(name))
+    except DocumentError as error:
+        yield _Task(os.fspath(source), error=str(error))
+
+
+def _folder(root: str) -> Iterator[_Task]:
+    """The documents in a folder, in order of their names; links are followed, but to no folder twice."""
+    seen: set[str] = set()
+    unreadable: list[OSError] = []
+    found = 0
+    for folder, folders, files in os.walk(root, onerror=unreadable.append, followlinks=True):
+        real = os.path.realpath(folder)
+        if real in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for file in sorted(files):
+            if not file.startswith(".") and Path(file).suffix.lower() in SUFFIXES:
+                found += 1
+                path = os.path.realpath(Path(folder, file))
+                yield _Task(path, path=Path(path))
+    for error in unreadable:
+        yield _Task(str(error.filename), error=f"{error.filename}: it cannot be read ({error.strerror})")
+    if not found and not unreadable:
+        raise DocumentError(
+            f"{root}: there are no documents in it", hint=f"it is searched for {', '.join(SUFFIXES)}"
+        )
+
+
+# --- one document after the other -------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """One call of `add`."""
+
+    store: Store
+    encoder: Encoder
+    limits: ParseLimits
+    progress: Progress | None
+    cancel: Event
+    again: bool
+
+    def reports(self, sources: Iterable[str | Path]) -> Iterator[AddReport]:
+        tasks = list({task.name: task for source in sources for task in _tasks(source)}.values())
+        silent = {task.package for task in tasks if task.package}
+        for done, task in enumerate(tasks):
+            if self.cancel.is_set():
+                return
+            self._tell(done, len(tasks), task.name)
+            prepared = self._prepare(task)
+            if prepared is None:
+                continue
+            if isinstance(prepared, ParsedDocument):
+                chunks = chunk_document(prepared)
+                vectors = self._embed(prepared, chunks, done, len(tasks))
+                if vectors is None:
+                    return
+                prepared = AddReport(task.name, self.store.put(prepared, chunks, vectors), passages=len(chunks))
+            silent.discard(task.package)
+            yield prepared
+        for package in sorted(silent):
+            yield AddReport(package, "failed", error=f"{package}: nothing in it is documented")
+        self._tell(len(tasks), len(tasks), "")
+
+    def _prepare(self, task: _Task) -> ParsedDocument | AddReport | None:
+        """The document if it has to be stored, a report if not; None for an undocumented part of a package."""
+        try:
+            if task.error:
+                return AddReport(task.name, "failed", error=task.error)
+            if task.path is not None:
+                data = read_document(task.path, self.limits)
+                if self._is_stored(task.name, content_hash(data)):
+                    return AddReport(task.name, "unchanged")
+                return parse_bytes(data, task.name, suffix=task.path.suffix, limits=self.limits)
+            document = parse_module(task.name)
+        except (DocumentError, MissingExtraError) as error:
+            return AddReport(task.name, "failed", error=str(error))
+        if document is None:
+            missing = AddReport(task.name, "failed", error=f"{task.name}: nothing in it is documented")
+            return None if task.package else missing
+        return AddReport(task.name, "unchanged") if self._is_stored(task.name, document.content_hash) else document
+
+    def _is_stored(self, name: str, digest: str) -> bool:
+        return not self.again and self.store.content_hash(name) == digest
+
+    def _embed(
+        self, document: ParsedDocument, chunks: Sequence[Chunk], done: int, total: int
+    ) -> NDArray[np.float32] | None:
+        """Vectors of all passages, slice by slice so that memory stays flat; None when cancelled."""
+        import numpy as np
+
+        vectors = np.empty((len(chunks), self.encoder.dimension), np.float32)
+        for start in range(0, len(chunks), SLICE):
+            if self.cancel.is_set():
+                return None
+            if start:
+                self._tell(done, total, f"{document.name} ({start} of {len(chunks)} passages)")
+            part = chunks[start : start + SLICE]
+            texts = [embedding_text(chunk.heading, chunk.text) for chunk in part]
+            vectors[start : start + len(part)] = self.encoder.encode(texts)
+        return vectors
+
+    def _tell(self, done: int, total: int, name: str) -> None:
+        if self.progress is not None:
+            self.progress(done, total, name)
