@@ -123,10 +123,11 @@ def _cut(text: str, start: int, end: int, target: int, limit: int) -> int:
 
 
 def _join(last: _Span, span: _Span, small: int, target: int) -> _Span | None:
-    """Both as one passage, where one is small, they belong together and fit."""
-    if not (last.whole and span.whole) or span.end - last.start > target:
+    """Both as one passage, where they belong together: one that is small leads, or small ones make a short list."""
+    length = span.end - last.start
+    if not (last.whole and span.whole) or length > target:
         return None
-    if min(last.end - last.start, span.end - span.start) >= small:
+    if last.end - last.start >= small and (span.end - span.start >= small or length > target // 3):
         return None
     if last.parent == span.parent:
         return _Span(last.start, span.end, span.parent, (*last.leaves, *span.leaves), whole=True)
