@@ -45,10 +45,10 @@ SUFFIXES: Mapping[str, str] = {  # what a directory is searched for; a file that
     ".pdf": "pdf",
     ".docx": "docx",
 }
-_IN_CHILD = {  # format: (what people call it, the package that parses it)
-    "html": ("HTML documents", "bs4"),
-    "pdf": ("PDF documents", "pypdf"),
-    "docx": ("DOCX documents", "docx"),
+_IN_CHILD = {  # format: (what it is needed for, the package that parses it)
+    "html": ("reading HTML", "bs4"),
+    "pdf": ("reading PDF", "pypdf"),
+    "docx": ("reading DOCX", "docx"),
 }
 
 
