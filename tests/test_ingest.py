@@ -1,0 +1,307 @@
+"""Adding documents: what is found, what is skipped, what fails alone, and what a cancelled run leaves."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from threading import Event
+
+import numpy as np
+import pytest
+from document_files import make_docx, make_pdf
+from numpy.typing import NDArray
+
+from edge_sdk import ingest
+from edge_sdk.chunk import embedding_text
+from edge_sdk.errors import EncoderMismatchError, StoreFullError
+from edge_sdk.fakes import FakeEncoder
+from edge_sdk.ingest import add, document_name
+from edge_sdk.parse import DEFAULT_LIMITS
+from edge_sdk.records import AddReport
+from edge_sdk.store import Store
+
+
+class CountingEncoder(FakeEncoder):
+    """Remembers what it was given."""
+
+    def __init__(self) -> None:
+        super().__init__(32)
+        self.batches: list[list[str]] = []
+
+    def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        self.batches.append(list(texts))
+        return super().encode(texts)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    with Store.open(tmp_path / "store.db") as store:
+        yield store
+
+
+@pytest.fixture
+def encoder() -> CountingEncoder:
+    return CountingEncoder()
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A folder with a document of each format, some that are skipped and two that fail."""
+    root = tmp_path / "docs"
+    (root / "deep" / "er").mkdir(parents=True)
+    (root / ".git").mkdir()
+    for name, data in {
+        "a.txt": b"Plain text.",
+        "b.md": b"# Title\n\nMarkdown text.",
+        "c.html": b"<h1>Page</h1><p>Text.",
+        "deep/d.pdf": make_pdf(["A page."]),
+        "deep/er/e.docx": make_docx(("Normal", "A paragraph.")),
+        "f.txt": b"\x00\x01binary",
+        "g.pdf": b"%PDF-1.4 broken",
+        "h.png": b"no document",
+        ".hidden.txt": b"hidden",
+        ".git/i.txt": b"hidden",
+    }.items():
+        (root / name).write_bytes(data)
+    return root
+
+
+def statuses(reports: Sequence[AddReport], root: Path) -> dict[str, str]:
+    return {os.path.relpath(report.name, root): report.status for report in reports}
+
+
+def test_a_folder_is_searched_for_what_can_be_read(store: Store, encoder: CountingEncoder, folder: Path) -> None:
+    reports = list(add(store, encoder, [folder]))
+    assert statuses(reports, folder) == {
+        "a.txt": "added",
+        "b.md": "added",
+        "c.html": "added",
+        "f.txt": "failed",
+        "g.pdf": "failed",
+        "deep/d.pdf": "added",
+        "deep/er/e.docx": "added",
+    }
+    errors = [report.error for report in reports if report.status == "failed"]
+    assert "f.txt: it looks binary" in errors[0]
+    assert "g.pdf: it is not a readable PDF" in errors[1]
+    assert sorted(document.name for document in store.documents()) == sorted(
+        report.name for report in reports if report.status == "added"
+    )
+    assert sum(report.passages for report in reports) == store.counts().passages
+
+
+def test_adding_again_only_embeds_what_has_changed(store: Store, encoder: CountingEncoder, folder: Path) -> None:
+    list(add(store, encoder, [folder]))
+    encoder.batches.clear()
+    (folder / "a.txt").write_bytes(b"Other text.")
+    again = statuses(list(add(store, encoder, [folder])), folder)
+    assert again.pop("a.txt") == "updated"
+    assert set(again.values()) == {"unchanged", "failed"}
+    assert encoder.batches == [["Other text."]]
+
+
+def test_again_embeds_everything(store: Store, encoder: CountingEncoder, folder: Path) -> None:
+    list(add(store, encoder, [folder / "a.txt"]))
+    (report,) = add(store, encoder, [folder / "a.txt"], again=True)
+    assert report.status == "updated"
+
+
+def test_unchanged_files_are_not_parsed(
+    store: Store, encoder: CountingEncoder, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    list(add(store, encoder, [folder / "deep"]))
+    monkeypatch.setattr(ingest, "parse_bytes", None)
+    assert {report.status for report in add(store, encoder, [folder / "deep"])} == {"unchanged"}
+
+
+def test_passages_are_stored_with_offsets_and_headings(
+    store: Store, encoder: CountingEncoder, folder: Path
+) -> None:
+    list(add(store, encoder, [folder / "b.md"]))
+    ((id, _),) = store.search_text('"markdown"', 5)
+    (passage,) = store.passages([id])
+    assert (passage.heading, passage.title, passage.start) == ("Title", "Title", 0)
+    assert passage.text == "# Title\n\nMarkdown text."
+    assert encoder.batches == [[embedding_text(passage.heading, passage.text)]]
+
+
+def test_a_name_does_not_depend_on_where_one_stands(
+    store: Store, encoder: CountingEncoder, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (folder / "link.txt").symlink_to(folder / "a.txt")
+    monkeypatch.chdir(folder)
+    (first,) = add(store, encoder, ["a.txt"])
+    monkeypatch.chdir(folder / "deep")
+    reports = list(add(store, encoder, ["../a.txt", folder / "deep" / ".." / "a.txt", "../link.txt"]))
+    assert [(report.name, report.status) for report in reports] == [(first.name, "unchanged")]
+    assert first.name == document_name(folder / "a.txt") == str((folder / "a.txt").resolve())
+    assert document_name("py:json") == "py:json"
+
+
+def test_links_are_followed_and_loops_are_not(store: Store, encoder: CountingEncoder, folder: Path) -> None:
+    (folder / "deep" / "up").symlink_to(folder)
+    (folder / "deep" / "self.txt").symlink_to("self.txt")
+    outside = folder.parent / "outside"
+    outside.mkdir()
+    (outside / "o.txt").write_text("Outside.")
+    (folder / "deep" / "out").symlink_to(outside)
+    reports = list(add(store, encoder, [folder]))
+    names = [report.name for report in reports]
+    assert len(names) == len(set(names))
+    assert str((outside / "o.txt").resolve()) in names
+    (loop,) = [report for report in reports if report.name.endswith("self.txt")]
+    assert loop.status == "failed"
+
+
+def test_python_modules_are_added_under_their_names(store: Store, encoder: CountingEncoder) -> None:
+    reports = list(add(store, encoder, ["py:json", "py:math"]))
+    assert [report.name for report in reports][:2] == ["py:json", "py:json.decoder"]
+    assert reports[-1].name == "py:math"
+    assert {report.status for report in reports} == {"added"}
+    assert {report.status for report in add(store, encoder, ["py:json", "py:math"])} == {"unchanged"}
+
+
+def test_undocumented_parts_of_a_package_are_passed_over_but_not_a_whole_one(
+    store: Store, encoder: CountingEncoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for package, source in {"documented_pkg": '"""Documented."""', "silent_pkg": "x = 1"}.items():
+        (tmp_path / package).mkdir()
+        (tmp_path / package / "__init__.py").write_text("")
+        (tmp_path / package / "part.py").write_text(source)
+    (tmp_path / "silent_module.py").write_text("x = 1")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    reports = list(add(store, encoder, ["py:documented_pkg", "py:silent_pkg", "py:silent_module"]))
+    assert [(report.name, report.status) for report in reports] == [
+        ("py:documented_pkg.part", "added"),
+        ("py:silent_module", "failed"),
+        ("py:silent_pkg", "failed"),
+    ]
+    assert reports[-1].error == "py:silent_pkg: nothing in it is documented"
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("nothing.txt", "there is no such file; check the path"),
+        ("py:no_such_module", "py:no_such_module: there is no module"),
+        ("py:../etc", "is no module name"),
+        ("a\0b", "is no path"),
+        ("empty", "there are no documents in it; it is searched for .txt,"),
+        ("https://example.org/a.html", "there is no such file"),
+    ],
+)
+def test_a_bad_source_fails_alone(
+    store: Store, encoder: CountingEncoder, folder: Path, source: str, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (folder / "empty").mkdir()
+    monkeypatch.chdir(folder)
+    bad, good = add(store, encoder, [source, "a.txt"])
+    assert (bad.status, good.status) == ("failed", "added")
+    assert message in bad.error
+    assert "\n" not in bad.error
+
+
+def test_limits_are_those_given(store: Store, encoder: CountingEncoder, folder: Path) -> None:
+    (report,) = add(store, encoder, [folder / "a.txt"], limits=replace(DEFAULT_LIMITS, file_bytes=5))
+    assert "its 11 bytes are more than the limit of 5" in report.error
+
+
+def test_a_failed_update_keeps_what_was_stored(store: Store, encoder: CountingEncoder, folder: Path) -> None:
+    list(add(store, encoder, [folder / "a.txt"]))
+    (folder / "a.txt").write_bytes(b"\0\0")
+    (report,) = add(store, encoder, [folder / "a.txt"])
+    assert report.status == "failed"
+    assert store.search_text('"plain"', 5)
+
+
+def test_progress_goes_from_none_to_all(store: Store, encoder: CountingEncoder, folder: Path) -> None:
+    seen: list[tuple[int, int, str]] = []
+    list(add(store, encoder, [folder], progress=lambda *step: seen.append(step)))
+    assert [done for done, _, _ in seen] == list(range(8))
+    assert {total for _, total, _ in seen} == {7}
+    assert seen[0][2].endswith("a.txt")
+    assert seen[-1] == (7, 7, "")
+
+
+def test_a_long_document_is_embedded_in_slices_that_tell_how_far_they_are(
+    store: Store, encoder: CountingEncoder, tmp_path: Path
+) -> None:
+    path = tmp_path / "long.txt"
+    path.write_text("Some words of a sentence. " * 30_000)
+    seen: list[str] = []
+    (report,) = add(store, encoder, [path], progress=lambda done, total, name: seen.append(name))
+    assert report.passages == sum(map(len, encoder.batches)) > 2 * ingest.SLICE
+    assert max(map(len, encoder.batches)) == ingest.SLICE
+    assert seen[1] == f"{path} ({ingest.SLICE} of {report.passages} passages)"
+
+
+def test_cancel_ends_before_the_next_document(store: Store, encoder: CountingEncoder, folder: Path) -> None:
+    cancel = Event()
+    reports = []
+    for report in add(store, encoder, [folder], cancel=cancel):
+        reports.append(report)
+        cancel.set()
+    assert [report.status for report in reports] == ["added"]
+    assert store.counts().documents == 1
+    resumed = statuses(list(add(store, encoder, [folder])), folder)
+    assert list(resumed.values()).count("unchanged") == 1
+    assert list(resumed.values()).count("added") == 4
+
+
+def test_cancel_within_a_document_stores_nothing_of_it(store: Store, tmp_path: Path) -> None:
+    cancel = Event()
+
+    class Cancelling(FakeEncoder):
+        def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
+            cancel.set()
+            return super().encode(texts)
+
+    path = tmp_path / "long.txt"
+    path.write_text("Some words of a sentence. " * 30_000)
+    assert list(add(store, Cancelling(32), [path], cancel=cancel)) == []
+    assert store.counts().documents == 0
+
+
+def test_a_run_that_is_dropped_has_stored_what_it_reported(
+    store: Store, encoder: CountingEncoder, folder: Path
+) -> None:
+    run = add(store, encoder, [folder])
+    first = next(run)
+    assert store.content_hash(first.name) is not None
+    assert store.counts().documents == 1
+
+
+def test_errors_of_the_store_are_raised(
+    store: Store, encoder: CountingEncoder, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> str:
+        raise StoreFullError("the disk is full")
+
+    monkeypatch.setattr(store, "put", full)
+    with pytest.raises(StoreFullError):
+        list(add(store, encoder, [folder]))
+
+
+def test_another_encoder_is_refused_at_once(store: Store, encoder: CountingEncoder, folder: Path) -> None:
+    list(add(store, encoder, [folder / "a.txt"]))
+    with pytest.raises(EncoderMismatchError):
+        add(store, FakeEncoder(64), [folder / "b.md"])
+
+
+def test_an_unreadable_folder_is_reported(
+    store: Store, encoder: CountingEncoder, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    locked = str(folder / "deep")
+    scandir = os.scandir
+
+    def deny(path: str) -> object:
+        if str(path) == locked:
+            raise PermissionError(13, "Permission denied", locked)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", deny)  # root may read anything, so no mode would do
+    reports = {report.name: report for report in add(store, encoder, [folder])}
+    assert reports[locked].error == f"{locked}: it cannot be read (Permission denied)"
+    assert reports[str(folder / "a.txt")].status == "added"
