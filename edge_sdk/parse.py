@@ -137,7 +137,7 @@ def detect_format(data: bytes, suffix: str = "") -> str:
     >>> detect_format(b"%PDF-1.7 ...", ".txt"), detect_format(b"# Tea", ".MD"), detect_format(b"<!DOCTYPE html>")
     ('pdf', 'markdown', 'html')
     """
-    if b"%PDF-" in data[:1024]:
+    if data[:64].lstrip().startswith(b"%PDF-"):
         return "pdf"
     if data.startswith(b"PK\x03\x04") and (suffix.lower() == ".docx" or b"word/" in data):
         return "docx"
@@ -150,6 +150,8 @@ def detect_format(data: bytes, suffix: str = "") -> str:
 def _parse_text(format_name: str, data: bytes, limits: ParseLimits) -> tuple[str, str, tuple[Section, ...]]:
     if looks_binary(data):
         raise DocumentError("it looks binary, not like text", hint="convert it to text, HTML, PDF or DOCX")
+    if data.startswith(b"{\\rtf"):
+        raise DocumentError("it is RTF, which is not read", hint="save it as DOCX or text")
     text = clean(decode(data))
     if not text.strip():
         raise DocumentError("it holds no text")

@@ -17,7 +17,7 @@ from docx.text.paragraph import Paragraph
 from .errors import DocumentError
 from .outline import OutlineWriter
 
-_HEADING_STYLE = re.compile(r"(?:heading|überschrift|titre|título|titolo|kop|rubrik)\s*([1-9])$", re.IGNORECASE)
+_HEADING_STYLE = re.compile(r"heading ([1-9])$", re.IGNORECASE)  # so in every language of Word
 
 
 def parse_docx(data: bytes, writer: OutlineWriter, max_unpacked: int, max_ratio: int) -> str:

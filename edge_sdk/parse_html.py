@@ -76,7 +76,9 @@ class _Page:
             if entering:
                 self.flush()
             else:
-                text = " ".join("".join(self._inline).split())
+                text = (
+                    " ".join("".join(self._inline).split()).removesuffix("¶").rstrip()
+                )  # the sign of a link to itself
                 self._inline.clear()
                 self.first_heading = self.first_heading or text
                 self._writer.heading(_HEADINGS[name], text)

@@ -206,6 +206,16 @@ def test_what_a_file_is_wins_over_its_name() -> None:
     assert parse_bytes(make_docx(("Normal", "Really a DOCX.")), "a", suffix="").text == "Really a DOCX."
     assert detect_format(b"\n<!DOCTYPE HTML><p>x") == "html"
     assert detect_format(b"print(1)", ".py") == "text"
+    assert detect_format(b"A PDF begins with %PDF-1.7.", ".md") == "markdown"
+
+
+def test_the_sign_of_a_link_is_no_part_of_a_heading() -> None:
+    page = b'<h1>Tea<a class="headerlink" href="#tea">\xc2\xb6</a></h1><p>Boil.</p><h2>C#</h2><p>Note.</p>'
+    assert headings(parse_bytes(page, "a.html", suffix=".html")) == [("Tea",), ("Tea", "C#")]
+
+
+def test_rtf_is_refused_with_the_way_out() -> None:
+    assert "it is RTF, which is not read; save it as DOCX" in refused(rb"{\rtf1\ansi Hello.}")
 
 
 # --- bad files --------------------------------------------------------------------------------------
