@@ -129,10 +129,11 @@ class TextStream:
         if self.stopped:
             return ""
         self._held += text
-        found = min((at for at in map(self._held.find, self._stop) if at >= 0), default=-1)
-        if found >= 0:
+        # Of several stop strings the one that ends first counts, however the text came in pieces.
+        found = [(at + len(stop), at) for stop in self._stop if (at := self._held.find(stop)) >= 0]
+        if found:
             self.stopped = True
-            shown, self._held = self._held[:found], ""
+            shown, self._held = self._held[: min(found)[1]], ""
             return shown
         keep = 0 if final else max((_overlap(self._held, stop) for stop in self._stop), default=0)
         shown, self._held = self._held[: len(self._held) - keep], self._held[len(self._held) - keep :]

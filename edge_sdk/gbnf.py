@@ -1,4 +1,4 @@
-"""Checks grammars and JSON schemas before they reach llama.cpp.
+"""Checks grammars before they reach llama.cpp.
 
 llama.cpp overflows its stack on deep nesting, runs for hours on ambiguous rules, and prints to standard error where
 a grammar does not parse; none of it can be caught. The language, GBNF, is that of llama.cpp's grammars/README.md,
@@ -7,15 +7,13 @@ less its token references. Knows nothing of tokens or models.
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Mapping
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from .errors import GrammarError
 
 MAX_BYTES, MAX_NESTING = 128 << 10, 500
-_MAX_REPEATS, _MAX_SYMBOLS, _MAX_STARTS, _MAX_CHAIN = 2_000, 200_000, 5_000, 256
+_MAX_REPEATS, _MAX_SYMBOLS, _MAX_STARTS, _MAX_CHAIN = 2_000, 200_000, 5_000, 600
 _SPACE = re.compile(r"(?:[ \t]|#[^\r\n]*)*")
 _SPACE_OR_LINE = re.compile(r"(?:[ \t\r\n]|#[^\r\n]*)*")
 _NAME = re.compile(r"[a-zA-Z0-9-]+")
@@ -23,23 +21,6 @@ _CHARACTER = re.compile(
     r"""\\x([0-9a-fA-F]{2}) | \\u([0-9a-fA-F]{4}) | \\U([0-9a-fA-F]{8}) | \\([trn\\"\[\]-]) | ([^\\])""", re.VERBOSE
 )
 _REPEAT = re.compile(r"[*+?]|\{[ \t]*(\d{1,6})[ \t]*(?:(,)[ \t]*(\d{1,6})?[ \t]*)?\}")
-
-# Of JSON Schema: what the conversion to a grammar enforces, what says nothing about the value, where schemas stand.
-_ENFORCED = frozenset(
-    "$ref additionalProperties allOf anyOf const enum items maxItems maxLength minItems minLength oneOf pattern"
-    " prefixItems properties required type".split()
-)
-_REMARKS = frozenset(
-    "$comment $defs $id $schema default definitions deprecated description examples format readOnly title"
-    " writeOnly".split()
-)
-_ALONE = ("$ref", "anyOf", "oneOf", "allOf")  # what stands beside these is not enforced
-_LISTS, _MAPS, _SINGLES = (
-    ("allOf", "anyOf", "oneOf", "prefixItems"),
-    ("$defs", "definitions", "properties"),
-    ("items",),
-)
-_MAX_SCHEMA, _MAX_DEPTH, _MAX_COUNT = 64 << 10, 32, 400
 
 _Sequence = list[str | None]  # names of rules; None consumes a character
 _Rules = dict[str, list[_Sequence]]
@@ -167,7 +148,7 @@ class _Parser:
                 self.fail("an escape is unknown or the text ends early")
             code = next((int(group, 16) for group in found.groups()[:3] if group), None)
             code = ord(found.group()[-1]) if code is None else code
-            if code == 0 or code > 0x10FFFF or 0xD800 <= code < 0xE000:
+            if code > 0x10FFFF or 0xD800 <= code < 0xE000 or (code == 0 and end == '"'):
                 self.fail("this is not a character that a text may hold")
             self.at = found.end()
             count += 1
@@ -282,90 +263,3 @@ def _leading(sequence: _Sequence, nullable: set[str]) -> _Sequence:
 
 def _shown(name: str) -> str:
     return "( … )" if name.startswith("group ") else name
-
-
-# --- JSON schemas -----------------------------------------------------------------------------------
-
-
-def checked_schema(text: str) -> dict[str, Any]:
-    """A JSON Schema document, if all that it demands can be enforced while a text is generated.
-
-    Raises `GrammarError` with the place for what is no schema, for keywords that would be ignored (`minimum`,
-    `uniqueItems`, ...) and for sizes that llama.cpp cannot take. A list of types becomes `anyOf`.
-
-    >>> checked_schema('{"type": "integer", "minimum": 3}')
-    Traceback (most recent call last):
-    ...
-    edge_sdk.errors.GrammarError: the JSON schema demands 'minimum' at #, which cannot be enforced; remove it and...
-    """
-    if len(text) > _MAX_SCHEMA:
-        raise GrammarError(f"the JSON schema has {len(text)} characters, more than {_MAX_SCHEMA}")
-    try:
-        content = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise GrammarError(f"the JSON schema is not JSON: {error}") from error
-    return _checked(content, "#", 0)
-
-
-def _checked(schema: object, place: str, depth: int) -> dict[str, Any]:
-    if not isinstance(schema, dict):
-        raise GrammarError(f"the JSON schema has {json.dumps(schema)[:40]} at {place} and not an object")
-    if depth > _MAX_DEPTH:
-        raise GrammarError(f"the JSON schema is nested more than {_MAX_DEPTH} deep")
-    kinds = schema.get("type")
-    if isinstance(kinds, list):
-        schema = {"anyOf": [{**schema, "type": kind} for kind in kinds]}
-    for key in schema:
-        if key not in _ENFORCED | _REMARKS and not key.startswith("x-"):
-            raise GrammarError(
-                f"the JSON schema demands {key!r} at {place}, which cannot be enforced",
-                hint="remove it and check the answer afterwards",
-            )
-    demands = _ENFORCED.intersection(schema)
-    for key in demands.intersection(_ALONE):
-        if demands - {key} - ({"type"} if schema.get("type") == "object" and key == "allOf" else set()):
-            raise GrammarError(
-                f"the JSON schema has {key!r} beside other demands at {place}, which cannot be enforced"
-            )
-    _check_values(schema, place)
-    result = dict(schema)
-    for key in _LISTS:
-        if key in schema:
-            result[key] = [_checked(part, f"{place}/{key}", depth + 1) for part in _of(list, schema, key, place)]
-    for key in _MAPS:
-        if key in schema:
-            parts: Mapping[str, object] = _of(dict, schema, key, place)
-            result[key] = {name: _checked(part, f"{place}/{key}/{name}", depth + 1) for name, part in parts.items()}
-    for key in _SINGLES:
-        if key in schema:
-            result[key] = _checked(schema[key], f"{place}/{key}", depth + 1)
-    if isinstance(schema.get("additionalProperties"), dict):
-        result["additionalProperties"] = _checked(schema["additionalProperties"], f"{place}/…", depth + 1)
-    return result
-
-
-def _of(kind: type, schema: Mapping[str, Any], key: str, place: str) -> Any:
-    value = schema[key]
-    if not isinstance(value, kind) or not value:
-        raise GrammarError(f"{key!r} of the JSON schema at {place} is {json.dumps(value)[:40]}")
-    return value
-
-
-def _check_values(schema: Mapping[str, Any], place: str) -> None:
-    """The keywords that are not schemas themselves."""
-    for key in ("minItems", "maxItems", "minLength", "maxLength"):
-        value = schema.get(key, 0)
-        if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= _MAX_COUNT:
-            raise GrammarError(f"{key!r} of the JSON schema at {place} is {value!r}, not 0 to {_MAX_COUNT}")
-    for least, most in (("minItems", "maxItems"), ("minLength", "maxLength")):
-        if schema.get(least, 0) > schema.get(most, _MAX_COUNT):
-            raise GrammarError(f"{least!r} of the JSON schema at {place} is more than {most!r}")
-    if "enum" in schema:
-        _of(list, schema, "enum", place)
-    if "pattern" in schema and not re.fullmatch(r"\^.*\$", str(schema["pattern"]), re.DOTALL):
-        raise GrammarError(f"'pattern' of the JSON schema at {place} must begin with ^ and end with $")
-    if "$ref" in schema and not str(schema["$ref"]).startswith("#/"):
-        raise GrammarError(f"'$ref' of the JSON schema at {place} must begin with #/", hint="nothing is fetched")
-    missing = set(map(str, schema.get("required") or ())).difference(schema.get("properties") or ())
-    if missing:
-        raise GrammarError(f"the JSON schema requires {sorted(missing)[0]!r} at {place}, which is no property")

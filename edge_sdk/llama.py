@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from .errors import EngineError, GrammarError, MissingExtraError
-from .gbnf import check_grammar, checked_schema
+from .gbnf import check_grammar
+from .json_schema import checked_schema
 from .kernel_faces import flag, logits
 from .records import GenerateOptions
 
@@ -32,6 +33,10 @@ _ABORTED = 2  # what llama_decode returns then
 _ERROR, _CONTINUED = 4, 5  # levels of ggml's log
 _SPECIAL = 1 << 0 | 1 << 3  # LLAMA_TOKEN_ATTR_UNKNOWN and _CONTROL: what is parsed as a special token
 _CANDIDATE = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])  # llama_token_data
+# The converter lets a string hold control characters, and then it is no JSON. Naming the ranges that are allowed also
+# keeps out byte sequences beyond the last character of Unicode.
+_CHARACTER = (r'char ::= [^"\\]', r"char ::= [ !#-\[\]-~\u0080-\uD7FF\uE000-\U0010FFFF]")
+_COLDEST = 1e-4  # below it the logits divided by the temperature overflow
 _PENALTY_WINDOW = 64  # the last tokens that `repeat_penalty` looks at, as in llama.cpp
 
 _complaints: deque[str] = deque(maxlen=3)
@@ -297,7 +302,7 @@ class Sampler:
 def json_schema_to_gbnf(schema: str) -> str:
     """The grammar of a JSON Schema document, by llama-cpp-python's converter. Raises `GrammarError`.
 
-    Only what the converter really enforces is accepted; see `gbnf.checked_schema`.
+    Only what the converter really enforces is accepted; see `json_schema`.
     """
     from llama_cpp.llama_grammar import SchemaConverter
 
@@ -306,7 +311,7 @@ def json_schema_to_gbnf(schema: str) -> str:
     converter._format_literal = _literal
     try:
         converter.visit(converter.resolve_refs(content, "schema"), "")
-        return str(converter.format_grammar())
+        return str(converter.format_grammar()).replace(*_CHARACTER)
     except Exception as error:  # it asserts, and looks up what is not there
         raise GrammarError(f"the JSON schema cannot be made a grammar: {error or type(error).__name__}") from error
 
@@ -339,7 +344,7 @@ def _samplers(lib: Any, options: GenerateOptions, size: int) -> list[Any]:
         lib.llama_sampler_init_top_k(max(0, min(options.top_k, size))),
         lib.llama_sampler_init_top_p(options.top_p, 1),
         lib.llama_sampler_init_min_p(options.min_p, 1),
-        lib.llama_sampler_init_temp(options.temperature),
+        lib.llama_sampler_init_temp(max(options.temperature, _COLDEST)),
         lib.llama_sampler_init_dist(options.seed % 0xFFFFFFFF),
     ]
 

@@ -1,0 +1,91 @@
+"""JSON schemas: what can be enforced passes, what would be ignored is refused with its place."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from edge_sdk.errors import GrammarError
+from edge_sdk.json_schema import checked_schema
+
+
+def test_a_schema_is_returned_as_the_converter_can_enforce_it() -> None:
+    schema = {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "Person",
+        "type": "object",
+        "properties": {
+            "minimum": {"type": "string", "description": "a name, not a keyword"},
+            "age": {"type": ["integer", "null"]},
+            "zip": {"type": "string", "pattern": "^[0-9]{5}(-[0-9]{4})?$"},
+            "tags": {"type": "array", "items": {"enum": ["a", "b"]}, "maxItems": 3},
+            "pet": {"$ref": "#/$defs/pet"},
+        },
+        "required": ["age"],
+        "additionalProperties": False,
+        "$defs": {"pet": {"anyOf": [{"type": "null"}, {"const": "cat"}]}},
+    }
+    checked = checked_schema(json.dumps(schema))
+    assert checked["properties"]["age"] == {"anyOf": [{"type": "integer"}, {"type": "null"}]}
+    assert checked["properties"]["zip"]["pattern"] == "^([0-9]{5}(-[0-9]{4})?)$"
+    checked["properties"]["zip"] = schema["properties"]["zip"]  # type: ignore[index]
+    checked["properties"]["age"] = schema["properties"]["age"]  # type: ignore[index]
+    assert checked == schema
+
+
+@pytest.mark.parametrize(
+    ("schema", "match"),
+    [
+        ("{", "is not JSON"),
+        ("[" * 5_000, "is not JSON"),
+        ("[]", r"\[\] at # and not an object"),
+        ("true", "true at #"),
+        ('{"type": "integer", "minimum": 3}', "'minimum' at #, which cannot be enforced"),
+        ('{"properties": {"a": {"uniqueItems": true}}}', "'uniqueItems' at #/properties/a"),
+        ('{"items": {"not": {}}}', "'not' at #/items"),
+        ('{"anyOf": [{"type": "string"}], "maxLength": 3}', "'anyOf' beside other demands"),
+        ('{"$ref": "#/$defs/a", "type": "string"}', "beside other demands"),
+        ('{"$ref": "https://example.org/schema.json"}', "nothing is fetched"),
+        ('{"$ref": "other.json#/a"}', "nothing is fetched"),
+        ('{"type": "string", "pattern": "abc"}', "'pattern' .* cannot be enforced"),
+        ('{"type": "string", "pattern": "^.*$"}', "'pattern' .* cannot be enforced"),  # would match a quote
+        ('{"type": "string", "pattern": "^[^a]$"}', "'pattern' .* cannot be enforced"),
+        ('{"type": "string", "pattern": "^[!-z]$"}', "'pattern' .* cannot be enforced"),
+        ('{"type": "string", "pattern": "^\\\\d$"}', "'pattern' .* cannot be enforced"),
+        ('{"type": "string", "pattern": "^(?:a)$"}', "'pattern' .* cannot be enforced"),
+        ('{"type": "string", "pattern": "^(a$"}', "no regular expression"),
+        ('{"type": "string", "pattern": 3}', "'pattern' .* cannot be enforced"),
+        ('{"type": "string", "maxLength": 100000}', "not 0 to 400"),
+        ('{"type": "string", "maxLength": true}', "is True"),
+        ('{"type": "array", "items": {}, "minItems": 3, "maxItems": 2}', "more than 'maxItems'"),
+        ('{"type": "object", "properties": {"a": {}}, "required": ["b"]}', "requires 'b' at #"),
+        ('{"required": 3}', "'required' .* is 3"),
+        ('{"enum": []}', r"'enum' .* is \[\]"),
+        ('{"properties": []}', "'properties'"),
+        ('{"anyOf": {}}', "'anyOf'"),
+        (json.dumps({"description": "x" * 70_000}), "more than 65536"),
+        ('{"items": ' * 40 + "{}" + "}" * 40, "more than 32 deep"),
+    ],
+)
+def test_schemas_that_cannot_be_honoured_are_refused(schema: str, match: str) -> None:
+    with pytest.raises(GrammarError, match=match):
+        checked_schema(schema)
+
+
+KEYWORDS = st.sampled_from("type items properties anyOf enum required $ref maxItems pattern".split())
+
+
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.text(max_size=5),
+        lambda part: st.lists(part, max_size=3) | st.dictionaries(KEYWORDS, part, max_size=3),
+        max_leaves=8,
+    )
+)
+def test_any_json_passes_or_is_a_grammar_error(schema: object) -> None:
+    with contextlib.suppress(GrammarError):
+        assert isinstance(checked_schema(json.dumps(schema)), dict)
