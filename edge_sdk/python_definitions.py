@@ -35,6 +35,7 @@ class Definition:
 
     @property
     def documented(self) -> bool:
+        """Whether it or one of its members has a docstring."""
         return bool(self.doc or self.members)
 
 
@@ -98,7 +99,9 @@ class _Literal(int):
 
 def _keep_bases_of_numbers(tree: ast.Module, lines: Sequence[bytes]) -> None:
     for node in ast.walk(tree):
-        if isinstance(node, ast.Constant) and type(node.value) is int and node.value > 7:
+        if not isinstance(node, ast.Constant) or type(node.value) is not int:
+            continue
+        if node.value > 7 and node.lineno <= len(lines):  # an odd encoding may hold other lines
             text = lines[node.lineno - 1][node.col_offset : node.end_col_offset].decode("utf-8", "replace")
             if text[:2].lower() in ("0o", "0x", "0b"):
                 node.value = _Literal(node.value)
