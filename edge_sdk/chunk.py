@@ -46,7 +46,8 @@ def chunk_document(
     """Cut `document` into passages, in order and without overlap, that hold every visible character.
 
     Each is at most `limit` characters, stripped, not empty, and does not mix sections, except that one below
-    `small` characters is joined with its neighbour under the same parent or with its own first subsection.
+    `small` characters is joined with its neighbour under the same parent, and one small line (a heading alone)
+    with its own first subsection.
     Text between the document's sections counts as a section without headings.
 
     >>> text = "Tea\\n\\nBoil water. Wait."
@@ -60,7 +61,7 @@ def chunk_document(
     spans: list[_Span] = []
     for section in _sections_without_gaps(document.sections, len(text)):
         for span in _split(text, section, target, limit):
-            joined = _join(spans[-1], span, small, target) if spans else None
+            joined = _join(text, spans[-1], span, small, target) if spans else None
             if joined is None:
                 spans.append(span)
             else:
@@ -122,7 +123,7 @@ def _cut(text: str, start: int, end: int, target: int, limit: int) -> int:
     return start + aim
 
 
-def _join(last: _Span, span: _Span, small: int, target: int) -> _Span | None:
+def _join(text: str, last: _Span, span: _Span, small: int, target: int) -> _Span | None:
     """Both as one passage, where they belong together: one that is small leads, or small ones make a short list."""
     length = span.end - last.start
     if not (last.whole and span.whole) or length > target:
@@ -131,7 +132,7 @@ def _join(last: _Span, span: _Span, small: int, target: int) -> _Span | None:
         return None
     if last.parent == span.parent:
         return _Span(last.start, span.end, span.parent, (*last.leaves, *span.leaves), whole=True)
-    if (*last.parent, *last.leaves) == span.parent:
+    if (*last.parent, *last.leaves) == span.parent and "\n" not in text[last.start : last.end]:  # a heading alone
         return _Span(last.start, span.end, span.parent, span.leaves, whole=True)
     return None
 

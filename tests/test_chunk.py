@@ -126,6 +126,11 @@ def test_a_heading_alone_goes_with_its_first_subsection() -> None:
     assert chunks[0].text.startswith("# Guide\n\nRun")
 
 
+def test_a_short_text_is_no_heading_of_its_subsection() -> None:
+    parsed = sectioned(("re/Pattern", "class re.Pattern\n\nCompiled."), ("re/Pattern/match", "y" * SMALL))
+    assert [chunk.heading for chunk in chunk_document(parsed)] == ["re › Pattern", "re › Pattern › match"]
+
+
 def test_sections_that_are_not_small_stay_apart() -> None:
     body = "x" * SMALL
     assert len(chunk_document(sectioned(("A/one", body), ("A/two", body)))) == 2
