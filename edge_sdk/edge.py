@@ -261,6 +261,7 @@ class Edge:
             render=engine.render,
             count=engine.count,
             budget=min(room, past + reading.prompt_tokens),
+            limit=room,
             style=style,
             numbered=reading.numbered,
             history=history,

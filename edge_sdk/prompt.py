@@ -25,7 +25,7 @@ class Reading:
     the very small ones answer better from plain text and are cited by matching words.
     """
 
-    prompt_tokens: int = 900
+    prompt_tokens: int = 640
     numbered: bool = True
 
 
@@ -37,8 +37,8 @@ _NUMBERED: dict[Style, str] = {
         f"If the passages do not hold the answer, reply only: {NOT_FOUND}"
     ),
     "brief": (
-        "Answer the question from the numbered passages. Reply with only the exact words of the answer, "
-        "as few as possible, copied from the passages, and then the number of the passage, like [1]."
+        "Answer the question from the numbered passages with the exact words of the answer, copied from the passages: "
+        "a short phrase that is complete. Then cite the passage, like [1]."
     ),
 }
 _PLAIN: dict[Style, str] = {
@@ -74,15 +74,17 @@ def build_prompt(
     render: Callable[[Sequence[Message]], str],
     count: Callable[[str], int],
     budget: int,
+    limit: int,
     style: Style = "full",
     numbered: bool = True,
     history: Sequence[Message] = (),
 ) -> Prompt:
     """Take the best passages, in rank order, for as long as the whole rendered prompt stays within `budget` tokens.
 
-    `budget` counts everything: system text, `history`, passages, question and the template's own tokens. The
-    question is always in, so that a budget too small for it shows in `tokens`; what to do then is the caller's
-    decision. A passage that does not fit is passed over and a shorter one behind it may still come in.
+    `budget` counts everything: system text, `history`, passages, question and the template's own tokens. A passage
+    that does not fit is passed over and a shorter one behind it may still come in; only the very best passage may
+    exceed the budget, up to `limit`, because answering without it is pointless. The question is always in, so a limit
+    too small for it shows in `tokens`; what to do then is the caller's decision.
     """
     chosen: list[Hit] = []
     opening = (Message("system", (_NUMBERED if numbered else _PLAIN)[style]),)
@@ -97,7 +99,7 @@ def build_prompt(
     messages, text, tokens = rendered(())
     for hit in hits:
         attempt = rendered([*chosen, hit])
-        if attempt[2] <= budget:
+        if attempt[2] <= (budget if chosen or hit is not hits[0] else max(budget, limit)):
             chosen.append(hit)
             messages, text, tokens = attempt
     return Prompt(messages, text, tokens, tuple(chosen), len(hits) - len(chosen))
