@@ -86,7 +86,8 @@ def remove_command(settings: Settings, names: tuple[str, ...], as_json: bool) ->
 
     with open_store(settings) as store:
         present = {document.name for document in store.documents()}
-        removed, missing = [], []
+        removed: list[str] = []
+        missing: list[str] = []
         for name in names:
             known = name if name in present else document_name(name)
             (removed if store.delete(known) else missing).append(known)

@@ -56,9 +56,10 @@ def options(*names: str) -> Callable[[Command], Command]:
             values.pop("verbose")
             return function(settings=load_settings(flags), **values)
 
+        command: Command = with_settings
         for name in reversed(wanted):
-            with_settings = _OPTIONS[name](with_settings)
-        return with_settings
+            command = _OPTIONS[name](command)
+        return command
 
     return decorate
 

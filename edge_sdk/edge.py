@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from .citations import CitedText, is_refusal, resolve_citations
 from .config import Settings, load_settings
 from .conversation import Conversation
-from .errors import EdgeError, RemoteError
+from .errors import EdgeError, OfflineError, RemoteError
 from .prompt import NOT_FOUND, Prompt, Reading, Style, build_prompt
 from .records import (
     AddReport,
@@ -202,12 +202,12 @@ class Edge:
             yield Event("handoff", decision.reasons[-1])
             try:
                 answer = yield from self._ask_remote(self.remote, question, cancel)
-            except RemoteError as error:
+            except (RemoteError, OfflineError) as error:
                 decision = replace(
                     decision, route="abstain", reasons=(*decision.reasons, f"remote failed: {error}")
                 )
             else:
-                reasons = (*note, *decision.reasons)
+                reasons = (*note, *decision.reasons, *answer.reasons)
                 timings = replace(timings, remote_ms=answer.timings.remote_ms)
                 yield Event("final", answer=replace(answer, reasons=reasons, timings=timings, hits=tuple(hits)))
                 return
@@ -283,7 +283,7 @@ class Edge:
             citations=(),
             probability=None,
             route="remote",
-            reasons=(),
+            reasons=() if reply.finish_reason == "stop" else (f"the remote ended with {reply.finish_reason}",),
             timings=Timings(remote_ms=reply.milliseconds),
             tokens=TokenCounts(reply.prompt_tokens or 0, 0, reply.completion_tokens or 0),
             model=reply.model,

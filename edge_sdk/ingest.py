@@ -33,7 +33,7 @@ SLICE = 256
 class Progress(Protocol):
     """Told before each document, and within long ones, how far a run is; at the end `done == total`."""
 
-    def __call__(self, done: int, total: int, name: str) -> None: ...
+    def __call__(self, done: int, total: int, name: str, /) -> None: ...
 
 
 def add(

@@ -83,11 +83,11 @@ def build_prompt(
 
     `budget` counts everything: system text, `history`, passages, question and the template's own tokens. A passage
     that does not fit is passed over and a shorter one behind it may still come in; only the very best passage may
-    exceed the budget, up to `limit`, because answering without it is pointless. The question is always in, so a limit
-    too small for it shows in `tokens`; what to do then is the caller's decision.
+    exceed the budget, up to `limit`, because answering without it is pointless. The question is always in, so a
+    limit too small for it shows in `tokens`; what to do then is the caller's decision.
     """
     chosen: list[Hit] = []
-    opening = (Message("system", (_NUMBERED if numbered else _PLAIN)[style]),)
+    opening: tuple[Message, ...] = (Message("system", (_NUMBERED if numbered else _PLAIN)[style]),)
     if style == "brief" and not numbered:
         opening += _PLAIN_EXAMPLE
 

@@ -69,7 +69,9 @@ def test_an_unknown_model_names_the_next_step(capsys: pytest.CaptureFixture[str]
     assert error.count("\n") == 1
 
 
-def test_a_bad_setting_names_its_source(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_bad_setting_names_its_source(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setenv("EDGE_CONTEXT", "many")
     assert main(["list"]) == 1
     assert "'many' (environment)" in capsys.readouterr().err

@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[1]
 ROWS = (
     "errors | records",
     "config | device | catalog | chunk | conversation | prompt citations | fulltext | vectors | sse completions"
-    " | plain_text outline | engine | sampling | gbnf | kernel_faces | template_sandbox chat_template"
+    " | plain_text outline | engine | sampling | json_schema gbnf | kernel_faces | template_sandbox chat_template"
     " | gguf_header | transformers_config | tokenizer | onnx_session | database schema",
     "fakes | embed store | llama engine_gguf | engine_onnx | exchange remote | partial archive download"
     " | parse_markdown parse_html parse_pdf parse_docx parse_worker parse"
@@ -38,7 +38,7 @@ OWNERS = {
     "llama_cpp": "llama engine_gguf bench quantize.*",
     "markdown_it": "parse_markdown",
     "numpy": "* kernels.* quantize.*",
-    "onnxruntime": "engine_onnx embed onnx_session",
+    "onnxruntime": "onnx_session",
     "psutil": "bench",
     "pypdf": "parse_pdf",
     "rich": "cli*",
@@ -53,7 +53,6 @@ IMPORTS_BY_NAME = (
     "edge_sdk.cli",
     "edge_sdk.cli_measure",
     "edge_sdk.doctor",
-    "edge_sdk.parse_worker",
     "edge_sdk.python_worker",
 )
 PACKAGES = ("kernels", "edge_sdk", "quantize")  # each imports from itself and those before it

@@ -19,9 +19,7 @@ from quantize.metrics import contains, exact_match, recall_at, token_f1
         ("", 0.0, 0.0, 0.0),
     ],
 )
-def test_answers_are_scored_as_squad_does(
-    prediction: str, exact: float, contained: float, f1: float
-) -> None:
+def test_answers_are_scored_as_squad_does(prediction: str, exact: float, contained: float, f1: float) -> None:
     answers = ["Denver Broncos"]
     assert exact_match(prediction, answers) == exact
     assert contains(prediction, answers) == contained

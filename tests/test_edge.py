@@ -1,0 +1,211 @@
+"""The whole flow with fakes: evidence, abstaining, handing off, what leaves the device, conversations."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from threading import Event as Flag
+
+import pytest
+
+from edge_sdk.config import load_settings
+from edge_sdk.conversation import Conversation
+from edge_sdk.edge import Edge
+from edge_sdk.errors import ContextOverflowError, OfflineError, RemoteTimeoutError
+from edge_sdk.fakes import FakeEncoder, FakeEngine
+from edge_sdk.prompt import NOT_FOUND, Reading
+from edge_sdk.records import Event
+from edge_sdk.remote import FakeRemote
+from edge_sdk.route import Policy
+from edge_sdk.store import Store
+
+MANUAL = "# Pump\n\nPress the red button to reset the pump. The tank holds four litres of water.\n"
+SECRET = "The alarm code is 4711-zebra."
+QUESTION = "How do I reset the pump?"
+
+Make = Callable[..., Edge]
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> Iterator[Make]:
+    """Build an assistant over two small documents; the last argument is the engine's script."""
+    made: list[Edge] = []
+    (tmp_path / "manual.md").write_text(MANUAL, encoding="utf-8")
+    (tmp_path / "secret.txt").write_text(SECRET, encoding="utf-8")
+
+    def build(script: object = "Press the red button [1].", *, context: int = 4096, **options: object) -> Edge:
+        engine = script if isinstance(script, FakeEngine) else FakeEngine(script, context=context)  # type: ignore[arg-type]
+        edge = Edge(
+            Store.open(tmp_path / "store.db"),
+            lambda: FakeEncoder(),
+            lambda: (engine, Reading(600, True)),
+            **options,  # type: ignore[arg-type]
+        )
+        edge.add([tmp_path])
+        made.append(edge)
+        return edge
+
+    yield build
+    for edge in made:
+        edge.close()
+
+
+def test_an_answer_carries_its_evidence_and_no_invented_probability(make: Make) -> None:
+    answer = make().ask(QUESTION)
+    assert answer.text == "Press the red button [1]."
+    (citation,) = answer.citations
+    assert citation.quote == "Press the red button to reset the pump."
+    assert MANUAL[citation.start : citation.end] == citation.quote
+    assert (answer.route, answer.probability, answer.model) == ("local", None, "fake")
+    assert not answer.left_device
+    assert any("probability unknown" in reason for reason in answer.reasons)
+
+
+def test_events_come_in_order_and_the_pieces_are_the_answer(make: Make) -> None:
+    events = list(make("Press the red button [1].").stream(QUESTION))
+    kinds = [event.kind for event in events]
+    assert kinds[0] == "retrieved"
+    assert kinds[-1] == "final"
+    assert set(kinds[1:-1]) == {"provisional"}
+    assert "".join(event.text for event in events if event.kind == "provisional") == "Press the red button [1]."
+
+
+def test_without_support_it_abstains_before_generating(make: Make) -> None:
+    engine = FakeEngine("Canberra")
+    answer = make(engine).ask("Who won the chess olympiad?")
+    assert (answer.route, answer.text, answer.citations) == ("abstain", NOT_FOUND, ())
+    assert engine.prompts == []
+    assert "floor" in answer.reasons[-1]
+
+
+def test_a_refusal_of_the_model_is_an_abstention(make: Make) -> None:
+    answer = make(NOT_FOUND).ask(QUESTION)
+    assert (answer.route, answer.text) == ("abstain", NOT_FOUND)
+    assert answer.tokens.completion > 0
+
+
+def test_an_empty_store_abstains_without_loading_a_model(tmp_path: Path) -> None:
+    def fail() -> tuple[FakeEngine, Reading]:
+        raise AssertionError("the model was loaded")
+
+    with Edge(Store.open(tmp_path / "empty.db"), lambda: FakeEncoder(), fail) as edge:
+        assert edge.ask("anything?").route == "abstain"
+        assert edge.search("anything?") == []
+
+
+def test_when_unsure_remote_sends_the_question_and_nothing_else(make: Make) -> None:
+    remote = FakeRemote(["Nobody ", "knows."])
+    edge = make(remote=remote, policy=Policy("remote"))
+    events = list(edge.stream("Who won the chess olympiad?"))
+    answer = events[-1].answer
+    assert answer is not None
+    assert (answer.route, answer.text, answer.model) == ("remote", "Nobody knows.", "fake-remote")
+    assert dict(answer.left_device) == {"question": len("Who won the chess olympiad?")}
+    assert [event.kind for event in events] == ["retrieved", "handoff", "provisional", "provisional", "final"]
+    sent = " ".join(message.content for request in remote.requests for message in request)
+    assert "4711" not in sent
+    assert "pump" not in sent
+
+
+def test_a_supported_question_never_reaches_the_remote(make: Make) -> None:
+    remote = FakeRemote()
+    assert make(remote=remote, policy=Policy("remote")).ask(QUESTION).route == "local"
+    assert remote.requests == []
+
+
+def test_a_configured_remote_is_not_asked_unless_the_policy_says_so(make: Make) -> None:
+    remote = FakeRemote()
+    assert make(remote=remote).ask("Who won the chess olympiad?").route == "abstain"
+    assert remote.requests == []
+
+
+@pytest.mark.parametrize(
+    "error", [RemoteTimeoutError("no reply within 60 s"), OfflineError("offline is set; nothing was sent")]
+)
+def test_a_failing_remote_leaves_an_abstention_with_the_reason(make: Make, error: Exception) -> None:
+    answer = make(remote=FakeRemote(error), policy=Policy("remote")).ask("Who won the chess olympiad?")  # type: ignore[arg-type]
+    assert (answer.route, answer.text) == ("abstain", NOT_FOUND)
+    assert str(error) in answer.reasons[-1]
+
+
+def test_invented_citations_are_dropped_counted_and_said(make: Make) -> None:
+    answer = make("Press the red button [1] [9].").ask(QUESTION)
+    assert answer.text == "Press the red button [1]."
+    assert answer.dropped_citations == 1
+    assert any("1 citations pointed at no passage" in reason for reason in answer.reasons)
+
+
+def test_cancelling_keeps_what_there_was_and_says_so(make: Make) -> None:
+    edge, cancel = make("one two three four five six"), Flag()
+    pieces, answer = [], None
+    for event in edge.stream(QUESTION, cancel=cancel):
+        if event.kind == "provisional":
+            pieces.append(event.text)
+            cancel.set()
+        answer = event.answer or answer
+    assert answer is not None
+    assert answer.text == "".join(pieces).strip() == "one"
+    assert "cancelled" in answer.reasons
+
+
+def test_a_question_that_does_not_fit_is_an_error_with_numbers(make: Make) -> None:
+    with pytest.raises(ContextOverflowError, match="do not fit a context of 64"):
+        make(context=64).ask(QUESTION + " pump" * 200, max_tokens=32)
+
+
+def test_a_conversation_keeps_turns_as_sent_and_reuses_the_prefix(make: Make) -> None:
+    edge, chat = make(["Press the red button [1].", "Four litres [1]."]), Conversation()
+    edge.ask(QUESTION, conversation=chat)
+    answer = edge.ask("How much water does the tank of the pump hold?", conversation=chat)
+    assert answer.text == "Four litres [1]."
+    assert answer.tokens.cached > 20
+    assert [message.role for message in chat.messages] == ["user", "assistant"] * 2
+
+
+def test_a_follow_up_is_searched_with_the_question_before_it(make: Make) -> None:
+    edge, chat = make(), Conversation()
+    edge.ask(QUESTION, conversation=chat)
+    answer = edge.ask("Why?", conversation=chat)
+    assert answer.route == "local"
+    assert "searched together with the question before" in answer.reasons
+
+
+def test_a_long_conversation_loses_its_oldest_turns_and_says_so(make: Make) -> None:
+    edge, chat = make("Press the red button [1].", context=500), Conversation()
+    notices: list[Event] = []
+    for _ in range(6):
+        notices += [
+            event for event in edge.stream(QUESTION, conversation=chat, max_tokens=40) if event.kind == "notice"
+        ]
+    assert notices
+    assert len(chat.messages) < 12
+
+
+def test_offline_add_search_and_ask_open_no_socket(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*arguments: object, **options: object) -> None:
+        raise AssertionError("a socket was opened")
+
+    monkeypatch.setattr(socket, "socket", refuse)
+    monkeypatch.setattr(socket, "create_connection", refuse)
+    edge = make()
+    assert edge.search(QUESTION)
+    assert edge.ask(QUESTION).route == "local"
+
+
+def test_a_reported_document_is_a_report_and_not_an_exception(make: Make, tmp_path: Path) -> None:
+    edge = make()
+    (tmp_path / "broken.pdf").write_bytes(b"%PDF-1.7 nothing")
+    (report,) = edge.add([tmp_path / "broken.pdf"])
+    assert report.status == "failed"
+    assert "broken.pdf" in report.error
+
+
+def test_settings_reach_the_parts(tmp_path: Path) -> None:
+    settings = load_settings(
+        {"store": tmp_path / "s.db", "remote": "http://127.0.0.1:9/v1", "remote_model": "m"}, {}
+    )
+    with Edge.open(settings=settings) as edge:
+        assert edge.remote is not None
+        assert edge.remote.model == "m"
+        assert edge.store.path == tmp_path / "s.db"
