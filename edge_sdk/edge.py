@@ -164,11 +164,11 @@ class Edge:
         Setting `cancel` ends the generation at the next token; the `final` answer then holds what there was.
         """
         started = time.perf_counter()
-        hits, note = self._retrieve(question, k, conversation)
+        hits, query, note = self._retrieve(question, k, conversation)
         timings = Timings(retrieve_ms=_since(started))
         yield Event("retrieved", hits=tuple(hits))
 
-        decision = decide_before(question, hits, self.policy)
+        decision = decide_before(query, hits, self.policy)
         if decision.route == "local":
             prompt, notices = self._prompt(question, hits, style, max_tokens, conversation)
             yield from (Event("notice", text) for text in notices)
@@ -231,16 +231,19 @@ class Edge:
 
     def _retrieve(
         self, question: str, k: int, conversation: Conversation | None
-    ) -> tuple[list[Hit], tuple[str, ...]]:
-        """Search for the question; a follow-up that finds nothing by itself is searched with the one before it."""
+    ) -> tuple[list[Hit], str, tuple[str, ...]]:
+        """Search for the question; a follow-up that finds nothing by itself is searched with the one before it.
+
+        Returns the hits, the text that found them, and a reason to show.
+        """
         hits = self.search(question, k)
         earlier = conversation.last_question if conversation is not None else None
         if earlier and decide_before(question, hits, self.policy).route != "local":
             together = f"{earlier}\n{question}"
             more = self.search(together, k)
             if decide_before(together, more, self.policy).route == "local":
-                return more, ("searched together with the question before",)
-        return hits, ()
+                return more, together, ("searched together with the question before",)
+        return hits, question, ()
 
     def _prompt(
         self, question: str, hits: list[Hit], style: Style, max_tokens: int, conversation: Conversation | None
