@@ -9,13 +9,16 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from .prompt import NOT_FOUND
 from .records import Citation, Hit, Passage
 
 _MARK = re.compile(r"\s?\[(\d{1,3}(?:\s*,\s*\d{1,3})*)\]")
 _WORD = re.compile(r"\w+")
-_SENTENCE = re.compile(r"[^\n]+?(?:[.!?](?=\s|$)|(?=\n|$))", re.UNICODE)
+_SENTENCE = re.compile(r"\S.*?(?:[.!?](?=\s|$)|(?=\n\s*\n)|$)", re.DOTALL)  # a wrapped line does not end one
+_LINE = re.compile(r"\S[^\n]*")
+_LONGEST_QUOTE = 300  # characters; a longer "sentence" is a list or code, there a line is the evidence
 _REFUSALS = re.compile(
     r"\b(?:documents?|passages?|context|text)\b[^.\n]{0,40}\b(?:do(?:es)?\s+not|don't|doesn't)\s+"
     r"(?:say|mention|contain|hold|provide|include|specify|state)"
@@ -24,7 +27,8 @@ _REFUSALS = re.compile(
     r"|\bthere\s+is\s+no\s+(?:information|mention)\b",
     re.IGNORECASE,
 )
-_MATCH_SHARE = 0.6  # of an answer's content words that a sentence must hold to count as its evidence
+_MATCH_SHARE = 0.4  # of an answer's content words that a passage must hold to count as its evidence
+_LEAST_WORDS = 3  # content words before a mark that say what it stands for
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,15 +43,15 @@ class CitedText:
 def resolve_citations(answer: str, passages: Sequence[Hit]) -> CitedText:
     """Resolve each `[n]` of `answer` to the sentence of passage n that best supports the words before the mark.
 
-    Where the model cited nothing, the sentence that holds most of the answer's words becomes a citation with
-    `by="match"`, provided it holds at least 60 % of them; otherwise there is none.
+    Where the model cited nothing, the passage that holds most of the answer's words is cited with `by="match"`,
+    provided it holds at least two fifths of them; otherwise there is no citation.
     """
     citations: list[Citation] = []
     dropped = 0
     parts: list[str] = []
     position = 0
     for mark in _MARK.finditer(answer):
-        claim = answer[position : mark.start()] or answer[: mark.start()]
+        claim = _claim(answer, position, mark)
         numbers = [int(number) for number in mark[1].split(",")]
         good = [number for number in numbers if 1 <= number <= len(passages)]
         dropped += len(numbers) - len(good)
@@ -73,59 +77,51 @@ def is_refusal(answer: str) -> bool:
     return answer.strip() == NOT_FOUND or bool(_REFUSALS.search(answer[:400]))
 
 
-def _citation(number: int, passage: Passage, claim: str) -> Citation:
-    start, end, _ = _best_sentence(passage.text, _words(claim))
+def _claim(answer: str, position: int, mark: re.Match[str]) -> str:
+    """What a mark stands for: the words since the one before it; where these say too little, all before, or all."""
+    for claim in (answer[position : mark.start()], answer[: mark.start()]):
+        if len(_words(claim)) >= _LEAST_WORDS:
+            return claim
+    return answer
+
+
+def _citation(number: int, passage: Passage, claim: str, by: Literal["model", "match"] = "model") -> Citation:
+    start, end = _best_sentence(passage.text, _words(_MARK.sub(" ", claim)))
+    quote = passage.text[start:end]
     return Citation(
-        number,
-        passage.document,
-        passage.start + start,
-        passage.start + end,
-        passage.text[start:end],
-        passage.heading,
-        "model",
+        number, passage.document, passage.start + start, passage.start + end, quote, passage.heading, by
     )
 
 
 def _matched(answer: str, passages: Sequence[Hit]) -> list[Citation]:
     wanted = _words(answer)
-    if not wanted:
+    shares = [len(wanted & _words(hit.passage.text)) / max(1, len(wanted)) for hit in passages]
+    best = max(shares, default=0.0)
+    if best < _MATCH_SHARE:
         return []
-    scored = [
-        (share, -number, start, end)
-        for number, hit in enumerate(passages, 1)
-        for start, end, share in [_best_sentence(hit.passage.text, wanted)]
-        if share >= _MATCH_SHARE
-    ]
-    if not scored:
-        return []
-    _, negative, start, end = max(scored)
-    passage = passages[-negative - 1].passage
-    quote = passage.text[start:end]
-    return [
-        Citation(
-            -negative, passage.document, passage.start + start, passage.start + end, quote, passage.heading, "match"
-        )
-    ]
+    number = shares.index(best) + 1
+    return [_citation(number, passages[number - 1].passage, answer, "match")]
 
 
-def _best_sentence(text: str, wanted: frozenset[str]) -> tuple[int, int, float]:
-    """The earliest sentence with the largest share of `wanted`: start, end and that share."""
-    best = (0, len(text), -1.0)
-    for sentence in _SENTENCE.finditer(text):
-        start = sentence.start()
-        stripped = sentence[0].strip()
-        if not stripped:
-            continue
-        start += len(sentence[0]) - len(sentence[0].lstrip())
-        share = len(wanted & _words(stripped)) / len(wanted) if wanted else 0.0
-        if share > best[2]:
-            best = (start, start + len(stripped), share)
-    return (best[0], best[1], max(best[2], 0.0))
+def _best_sentence(text: str, wanted: frozenset[str]) -> tuple[int, int]:
+    """Start and end of the sentence that holds most of `wanted`; the shortest, then the earliest of several."""
+    spans = [span for sentence in _SENTENCE.finditer(text) for span in _parts(text, *sentence.span())]
+    return max(
+        spans, key=lambda span: (len(wanted & _words(text[slice(*span)])), span[0] - span[1]), default=(0, 0)
+    )
+
+
+def _parts(text: str, start: int, end: int) -> list[tuple[int, int]]:
+    """The sentence without outer blanks, or its lines where it is too long to be one."""
+    if end - start > _LONGEST_QUOTE:
+        lines = [line.span() for line in _LINE.finditer(text, start, end)]
+        return [(first, min(last, first + _LONGEST_QUOTE)) for first, last in lines]
+    return [(start, start + len(text[start:end].rstrip()))]
 
 
 def _words(text: str) -> frozenset[str]:
-    """Words that carry meaning: two characters or more and not among the commonest."""
-    return frozenset(word for word in _WORD.findall(text.lower()) if len(word) > 1 and word not in _COMMON)
+    """The words that carry meaning, by their first five letters: "raised" and "raises" are one."""
+    return frozenset(word[:5] for word in _WORD.findall(text.lower()) if len(word) > 1 and word not in _COMMON)
 
 
 _COMMON = frozenset(

@@ -22,31 +22,22 @@ class Reading:
     """How a model reads documents best, as measured and kept in the catalog.
 
     `prompt_tokens` is the size of a whole prompt; `numbered` passages are for models that can cite them as `[n]`,
-    the very small ones answer better from plain text and are cited by matching words.
+    the very small ones answer better from plain text and are cited by matching words, as brief answers always are.
     """
 
-    prompt_tokens: int = 640
+    prompt_tokens: int = 560
     numbered: bool = True
 
 
-_NUMBERED: dict[Style, str] = {
-    "full": (
-        "You answer questions from the numbered passages that the user gives you, and from nothing else. "
-        "Be short and concrete: one to three sentences, then a short code example if the passages support it. "
-        "After each statement cite the passage it comes from, like [1]. "
-        f"If the passages do not hold the answer, reply only: {NOT_FOUND}"
-    ),
-    "brief": (
-        "Answer the question from the numbered passages with the exact words of the answer, copied from the passages: "
-        "a short phrase that is complete. Then cite the passage, like [1]."
-    ),
-}
-_PLAIN: dict[Style, str] = {
-    "full": "Answer the question from the text in one or two sentences.",
-    "brief": "Answer with the exact words from the text, as few as possible.",
-}
-# One example says more to a very small model than any instruction.
-_PLAIN_EXAMPLE = (
+_NUMBERED = (
+    "You answer questions about documents. Use the numbered passages below. Answer in one to three sentences and "
+    f"cite the passage after each, like [1]. If the passages are about something else, reply: {NOT_FOUND}"
+)
+_PLAIN = "Answer the question from the text in one or two sentences."
+# Asked for a few words and a number, models of every size give one or the other: with plain passages and an example
+# Qwen2.5-1.5B answers briefly and right, and the words themselves lead back to the passage.
+_BRIEF = "Answer with the exact words from the text, as few as possible."
+_BRIEF_EXAMPLE = (
     Message(
         "user",
         "The Eiffel Tower was finished in March 1889 and is 330 metres tall.\n\n"
@@ -87,9 +78,10 @@ def build_prompt(
     limit too small for it shows in `tokens`; what to do then is the caller's decision.
     """
     chosen: list[Hit] = []
-    opening: tuple[Message, ...] = (Message("system", (_NUMBERED if numbered else _PLAIN)[style]),)
-    if style == "brief" and not numbered:
-        opening += _PLAIN_EXAMPLE
+    brief = style == "brief"
+    numbered = numbered and not brief
+    system = _BRIEF if brief else _NUMBERED if numbered else _PLAIN
+    opening = (Message("system", system), *(_BRIEF_EXAMPLE if brief else ()))
 
     def rendered(passages: Sequence[Hit]) -> tuple[tuple[Message, ...], str, int]:
         messages = (*opening, *history, Message("user", _user_text(question, passages, numbered)))

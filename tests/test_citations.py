@@ -81,3 +81,20 @@ def test_any_text_resolves_to_exact_quotes_of_known_passages(answer: str) -> Non
         passage = passages[citation.number - 1].passage
         assert passage.text[citation.start - passage.start : citation.end - passage.start] == citation.quote
     assert resolve_citations(cited.text, passages).dropped == 0
+
+
+def test_a_mark_before_its_statement_finds_the_sentence_after_it() -> None:
+    (citation,) = resolve_citations("[1] Press the red button to reset it.", hits()).citations
+    assert citation.quote == "Press the red button to reset it."
+
+
+def test_a_mark_after_an_empty_phrase_stands_for_what_was_said_before() -> None:
+    (citation,) = resolve_citations("The red button resets the pump. This is in [1].", hits()).citations
+    assert citation.quote == "Press the red button to reset it."
+
+
+def test_a_wrapped_line_does_not_end_a_sentence_and_a_blank_one_does() -> None:
+    text = "Heading\n\nThe cache can grow\nwithout any bound when the size is None. Else it cannot."
+    passage = [Hit(Passage(1, "d", "", "", text, 0, len(text)), 1.0)]
+    (citation,) = resolve_citations("Without bound the cache can grow [1].", passage).citations
+    assert citation.quote == "The cache can grow\nwithout any bound when the size is None."
