@@ -73,8 +73,9 @@ class Engine(Protocol):
     def generate(self, prompt: str, options: GenerateOptions, cancel: Event | None = None) -> Generation:
         """Start generating. Setting `cancel` ends it at the next token, or within the prefill.
 
-        Raises `ContextOverflowError` before any work when prompt and `max_tokens` do not fit, and
-        `GrammarError` when a schema or grammar is bad or cannot be honoured.
+        The token by which the model ends its answer comes too: its text is what was held back, mostly nothing.
+        Raises `ContextOverflowError` before any work when prompt and `max_tokens` do not fit, `GrammarError` when
+        a schema or grammar is bad or cannot be honoured, and `ConfigError` for options that cannot be used.
         """
 
     def close(self) -> None:

@@ -7,10 +7,11 @@ prompts or text. Nothing here may be used by two threads at once; `engine_gguf` 
 from __future__ import annotations
 
 import ctypes
+import os
+import platform
 import weakref
 from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -22,19 +23,19 @@ from .errors import EngineError, GrammarError, MissingExtraError
 from .gbnf import check_grammar
 from .json_schema import checked_schema
 from .kernel_faces import flag, logits
+from .native_thread import NativeThread
 from .records import GenerateOptions
 
 if TYPE_CHECKING:
     from kernels.logits import LogitsFigures
 
 BATCH = 512  # tokens of a prompt that are evaluated together
-_POLL = 0.02  # seconds between two looks at whether to stop
 _ABORTED = 2  # what llama_decode returns then
 _ERROR, _CONTINUED = 4, 5  # levels of ggml's log
 _SPECIAL = 1 << 0 | 1 << 3  # LLAMA_TOKEN_ATTR_UNKNOWN and _CONTROL: what is parsed as a special token
 _CANDIDATE = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])  # llama_token_data
-# The converter lets a string hold control characters, and then it is no JSON. Naming the ranges that are allowed also
-# keeps out byte sequences beyond the last character of Unicode.
+# The converter lets a string hold control characters, and then it is no JSON. Naming what is allowed also keeps out
+# byte sequences beyond the last character of Unicode.
 _CHARACTER = (r'char ::= [^"\\]', r"char ::= [ !#-\[\]-~\u0080-\uD7FF\uE000-\U0010FFFF]")
 _COLDEST = 1e-4  # below it the logits divided by the temperature overflow
 _PENALTY_WINDOW = 64  # the last tokens that `repeat_penalty` looks at, as in llama.cpp
@@ -44,7 +45,14 @@ _complaints: deque[str] = deque(maxlen=3)
 
 @cache
 def library() -> Any:
-    """llama-cpp-python's low-level module: started, and its log kept off standard error."""
+    """llama-cpp-python's low-level module: started, and its log kept off standard error.
+
+    Where another process keeps a core busy, the threads of GNU OpenMP wait for each other by spinning until the
+    scheduler takes the core away, at each of a thousand steps a token: 0.2 tokens a second instead of 140
+    (SmolLM2, two x86-64 cores). With 1,000 spins, some 15 microseconds, it is 18 to 30, for 2 % less when idle.
+    """
+    if platform.machine().lower() in ("x86_64", "amd64"):  # elsewhere a spin is far shorter
+        os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # read when the library is loaded
     try:
         import llama_cpp.llama_cpp as found
     except ImportError as error:
@@ -82,9 +90,8 @@ class LlamaModel:
         settings.n_threads = settings.n_threads_batch = threads
         handle = lib.llama_init_from_model(model, settings)
         memory = handle and lib.llama_get_memory(handle)
-        # Evaluating a prompt has a thread of its own, so that Ctrl-C reaches the thread that waits for it.
-        self._worker = ThreadPoolExecutor(1, "edge-prefill")
-        self._free = weakref.finalize(self, _free, lib, handle, model, self._worker)
+        self._thread = NativeThread("edge-llama")
+        self._free = weakref.finalize(self, _free, lib, handle, model, self._thread)
         self._free.atexit = False  # another thread may still be at work then, and the process ends anyway
         if not handle or not memory:
             self.close()
@@ -101,6 +108,7 @@ class LlamaModel:
     def close(self) -> None:
         """Free both; again does nothing. Nothing else may be called afterwards."""
         self._free()
+        self._thread.join()
 
     # --- vocabulary -------------------------------------------------------------------------------------
 
@@ -185,16 +193,7 @@ class LlamaModel:
         An exception in the waiting thread, Ctrl-C above all, stops it too and is raised when it has stopped.
         """
         self._stop.set(False)
-        work = self._worker.submit(self._evaluate, tokens)
-        try:
-            while not wait([work], _POLL).done:
-                if stopped():
-                    self._stop.set()
-        except BaseException:
-            self._stop.set()
-            _settle(work)
-            raise
-        return work.result()
+        return self._thread.run(lambda: self._evaluate(tokens), self._stop.set, stopped)
 
     def _evaluate(self, tokens: Sequence[int]) -> bool:
         lib = self._lib
@@ -214,7 +213,7 @@ class LlamaModel:
     def advance(self, token: int) -> None:
         """Evaluate one token after those seen."""
         self._token[0] = token
-        self._decode(self._single)
+        self._thread.run(lambda: self._decode(self._single))
         self.seen.append(token)  # not before: `seen` may lack what the memory holds, never the reverse
 
     def _decode(self, batch: Any) -> bool:
@@ -353,20 +352,14 @@ def _complaint() -> str:
     return "; ".join(_complaints) or "it gives no reason"
 
 
-def _settle(work: Future[bool]) -> None:
-    """Wait until `work` has ended, whatever else happens: native code must be out of the context first."""
-    while not work.done():
-        try:
-            wait([work])
-        except BaseException:  # a second Ctrl-C; the first one is on its way
-            continue
+def _free(lib: Any, context: Any, model: Any, thread: NativeThread) -> None:
+    def free() -> bool:
+        if context:
+            lib.llama_free(context)
+        lib.llama_model_free(model)
+        return True
 
-
-def _free(lib: Any, context: Any, model: Any, worker: ThreadPoolExecutor) -> None:
-    worker.shutdown(wait=False)
-    if context:
-        lib.llama_free(context)
-    lib.llama_model_free(model)
+    thread.end(free)  # there, so that it comes after whatever still computes
 
 
 def _free_samplers(lib: Any, *samplers: Any) -> None:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import gc
 import json
 import os
+import platform
 import re
 import signal
+import subprocess
 import sys
 import threading
 from collections.abc import Iterator
@@ -186,6 +188,37 @@ def test_two_engines_live_side_by_side(tiny: Path) -> None:
     with GgufEngine.open(tiny, context=256, threads=1) as one, GgufEngine.open(tiny, context=256, threads=1) as two:
         first, second = one.generate(PROMPT, TEN), two.generate(PROMPT, TEN)
         assert [pair[0].id == pair[1].id for pair in zip(first, second, strict=True)] == [True] * 10
+
+
+def run(program: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=Path(__file__).parents[1],
+        env={**{key: value for key, value in os.environ.items() if key != "GOMP_SPINCOUNT"}, **environment},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+@pytest.mark.parametrize("last", ["next(answer)", "list(answer)", "answer.close(); engine.close()", "del engine"])
+def test_a_program_may_end_at_any_time(tiny: Path, last: str) -> None:
+    done = run(
+        "from pathlib import Path\n"
+        "from edge_sdk.engine_gguf import GgufEngine\n"
+        "from edge_sdk.records import GenerateOptions\n"
+        f"engine = GgufEngine.open(Path({str(tiny)!r}), context=256, threads=2)\n"
+        "answer = engine.generate('the cat', GenerateOptions(max_tokens=9, grammar='root ::= [a-z]+'))\n"
+        f"next(answer); {last}\n"
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="set for this processor only")
+def test_threads_spin_shortly_unless_the_user_decides() -> None:
+    program = "import os; from edge_sdk.llama import library; library(); print(os.environ['GOMP_SPINCOUNT'])"
+    assert run(program).stdout == "1000\n"
+    assert run(program, GOMP_SPINCOUNT="77").stdout == "77\n"
 
 
 # --- counting and prompts ---------------------------------------------------------------------------
