@@ -19,8 +19,9 @@ from typing import Any
 
 from made_documents import WordEncoder, made
 
-from edge_sdk import schema
+from edge_sdk import ingest, schema
 from edge_sdk.errors import StoreError, StoreFullError
+from edge_sdk.fakes import FakeEncoder
 from edge_sdk.records import Chunk, ParsedDocument
 from edge_sdk.store import Store
 
@@ -85,6 +86,15 @@ def reindex(path: str, dimension: int, seed: int) -> None:
         signal.pause()  # so that there is always something to kill
 
 
+def add(path: str, folder: str) -> None:
+    """What `edge add FOLDER` does, with a fake encoder; acknowledges each report."""
+    with Store.open(path) as store:
+        for report in ingest.add(store, FakeEncoder(dimension=32), [folder]):
+            say("ack", Path(report.name).name, report.status)
+        say("done")
+        signal.pause()  # so that there is always something to kill
+
+
 def describe(path: str) -> None:
     say("store", json.dumps(stored(path)))
 
@@ -120,7 +130,13 @@ def _before_commit(acknowledge: Callable[[], None]) -> None:
 
 
 _COUNT_CHANGE = schema.count_change
-_WORK: dict[str, Callable[..., None]] = {"write": write, "fill": fill, "reindex": reindex, "describe": describe}
+_WORK: dict[str, Callable[..., None]] = {
+    "write": write,
+    "fill": fill,
+    "reindex": reindex,
+    "describe": describe,
+    "add": add,
+}
 
 
 def serve() -> None:

@@ -268,3 +268,32 @@ def test_a_full_disk_loses_nothing(tmp_path: Path) -> None:
             assert check_full(lines, json.loads(" ".join(description[1:]))) > 0
         else:
             assert "full" in {line[0] for line in lines}
+
+
+def test_adding_files_loses_nothing_acknowledged_in_200_kills(
+    writers: Writers, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The way of `edge add`: parse, chunk, embed, store; each run goes on where the one before was killed."""
+    folder, path = tmp_path / "documents", tmp_path / "store.db"
+    folder.mkdir()
+    chance, acknowledged, after_first, kills = random.Random(7), set[str](), 0, 200
+    for number in range(60):
+        text = f"# Document {number}\n\n" + f"Passage of document {number}. " * 60
+        (folder / f"{number:02}.md").write_text(text, encoding="utf-8")
+    for kill in range(kills):
+        (folder / f"{chance.randrange(60):02}.md").write_text(f"# Changed\n\nIn round {kill}.\n", encoding="utf-8")
+        (worker,) = writers.start({"work": "add", "path": str(path), "folder": str(folder)})
+        time.sleep(chance.uniform(0.005, 0.12))
+        os.kill(worker, signal.SIGKILL)
+        lines = [line for line in writers.until("end") if line[0] == "ack"]
+        after_first += bool(lines)
+        acknowledged |= {line[1] for line in lines}
+        if kill % 10 == 9:
+            with Store.open(path) as store:
+                assert store.check() == []
+                assert acknowledged <= {Path(document.name).name for document in store.documents()}
+    with capsys.disabled():
+        print(
+            f"\nedge add: {kills} kills, {after_first} after an acknowledgement, {len(acknowledged)} names, 0 lost"
+        )
+    assert after_first >= 0.6 * kills

@@ -19,8 +19,8 @@ ROWS = (
     "config | device | catalog | chunk | conversation | prompt citations | fulltext | vectors | sse completions"
     " | plain_text outline | engine | sampling | json_schema gbnf | kernel_faces | template_sandbox chat_template"
     " | gguf_header | transformers_config | tokenizer | onnx_session | database schema",
-    "fakes | embed store | llama engine_gguf | engine_onnx | exchange remote | partial archive download"
-    " | parse_markdown parse_html parse_pdf parse_docx parse_worker parse"
+    "fakes | embed store | native_thread llama engine_gguf | engine_onnx | exchange remote"
+    " | partial archive download | parse_markdown parse_html parse_pdf parse_docx parse_worker parse"
     " | python_definitions python_modules python_worker python_source",
     "models | ingest | retrieve",
     "route | loading | doctor",
