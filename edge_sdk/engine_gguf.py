@@ -99,6 +99,7 @@ class GgufEngine:
 
         Control tokens spelled out in a message are defused: they stay text. Raises `TemplateError`.
         """
+        self._check_open()
         return self._template.render(messages)
 
     def generate(self, prompt: str, options: GenerateOptions, cancel: Event | None = None) -> Generation:
@@ -183,6 +184,9 @@ class GgufEngine:
             stream = TextStream(options.stop)
             reason: FinishReason | None = None if complete else "cancelled"
             while reason is None:
+                if cancel.is_set():
+                    reason = "cancelled"
+                    break
                 started = time.perf_counter()
                 with self._inside() as model:
                     if produced:
@@ -200,8 +204,6 @@ class GgufEngine:
                 text += stream.finish() if reason else ""
                 decoding += time.perf_counter() - started
                 yield Token(chosen, text, figures.logprob, figures.entropy, figures.margin)
-                if reason is None and cancel.is_set():
-                    reason = "cancelled"
             return GenerationResult(reason, len(prompt), cached, produced, prefilling * 1e3, decoding * 1e3)
         finally:
             self._taken.release()

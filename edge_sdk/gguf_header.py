@@ -295,8 +295,7 @@ class _Reader:
         return self.describe(version, metadata, found, architecture)
 
     def integer(self, metadata: Mapping[str, Value], key: str, least: int, most: int) -> int | None:
-        value = metadata.get(key)
-        if value is None:
+        if (value := metadata.get(key)) is None:
             return None
         if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
             self.fail(f"{key} is {value!r}, not a whole number from {least} to {most}")
@@ -368,7 +367,7 @@ class _Reader:
         heads = self.per_layer(metadata, key, layers or 0, least=1)
         kv_heads = self.per_layer(metadata, key + "_kv", layers or 0, least=0) or heads
         widest = max(heads, default=0)
-        head = embedding // widest if embedding and widest else 0
+        head = (embedding or 0) // (widest or 1)
         widths = (number("attention.key_length") or head) + (number("attention.value_length") or head)
         return GgufHeader(
             version=version,
@@ -392,8 +391,7 @@ class _Reader:
 
     def per_layer(self, metadata: Mapping[str, Value], key: str, layers: int, least: int) -> tuple[int, ...]:
         """A figure that is one number for all layers, or one for each."""
-        value = metadata.get(key)
-        if isinstance(value, tuple):
+        if isinstance(value := metadata.get(key), tuple):
             if len(value) != layers:
                 self.fail(f"{key} has {len(value)} entries for {layers} layers")
             return tuple(self.integer({key: item}, key, 0, 1 << 16) or 0 for item in value)

@@ -114,9 +114,8 @@ class LlamaModel:
 
     def tokenize(self, text: bytes) -> list[int]:
         """Tokens of UTF-8 text; what spells a special token becomes that token. None is added."""
-        tokens = (
-            ctypes.c_int32 * (len(text) + 8)
-        )()  # a token has a byte at least, and some vocabularies add a space
+        # A token has a byte at least, and some vocabularies put a space before the first.
+        tokens = (ctypes.c_int32 * (len(text) + 8))()
         count = self._lib.llama_tokenize(self.vocabulary, text, len(text), tokens, len(tokens), False, True)
         if count < 0:
             raise EngineError(f"llama.cpp cannot tokenize a text of {len(text)} bytes")
@@ -285,6 +284,8 @@ class Sampler:
             if self._chain is None:
                 return best
         self._lib.llama_sampler_apply(self._chain, array)
+        if array.selected < 0:
+            raise EngineError("llama.cpp selected no token")
         return int(array.data[array.selected].id)
 
     def _allows(self, token: int) -> bool:
