@@ -29,11 +29,11 @@ unittest unittest.mock urllib.parse urllib.request uuid warnings weakref xml.etr
 """.split()
 
 QUESTIONS = [
-    "How do I make json.dumps sort the keys of a dictionary?",
+    "What does Path.rglob do?",
     "What happens in subprocess.run when check is true and the process fails?",
-    "How can I get the n largest elements of a list with heapq?",
-    "Which exception does queue.Queue.get_nowait raise when the queue is empty?",
+    "What does asyncio.gather do with exceptions when return_exceptions is True?",
     "What does functools.lru_cache do when maxsize is None?",
+    "What does shutil.copytree do with existing directories when dirs_exist_ok is true?",
     "What is the capital of Australia?",  # not in the corpus: the helper must say so
 ]
 
