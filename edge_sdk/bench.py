@@ -105,6 +105,7 @@ def bench_engine(
         "ratios": ratios,
         "settings": {**settings, "threads": threads, "context": context},
         "machine": _machine(),
+        "date": time.strftime("%Y-%m-%d"),
     }
 
 
@@ -139,7 +140,6 @@ def _machine() -> dict[str, Any]:
         "python": platform.python_version(),
         "llama_cpp_python": version("llama-cpp-python"),
         "kernels": logits.backend(),
-        "date": time.strftime("%Y-%m-%d"),
     }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +67,7 @@ def bench_engine_command(
         )
     if not as_json:
         _show(result)
-    print_json(result)
+    print_json({"command": f"edge bench engine {' '.join(sys.argv[3:])}".strip(), **result})
 
 
 def _show(result: dict[str, Any]) -> None:
@@ -79,4 +80,9 @@ def _show(result: dict[str, Any]) -> None:
             table.add_column(column.replace("_", " "), justify="right" if column else "left")
         for contender, figures in contenders.items():
             table.add_row(contender, *(f"{figures[measure]:.1f}" for measure in measures))
+        for contender in contenders:
+            ratios = result["ratios"][name]
+            quotients = (ratios.get(f"{measure}_{contender}_to_bare") for measure in measures)
+            if contender != "bare":
+                table.add_row(f"{contender} / bare", *(f"{value:.3f}" for value in quotients))
         console().print(table)
