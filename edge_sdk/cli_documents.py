@@ -107,6 +107,7 @@ def remove_command(settings: Settings, names: tuple[str, ...], as_json: bool) ->
 def search_command(settings: Settings, query: str, k: int, as_json: bool) -> None:
     """Find the passages that fit QUERY best: by words (BM25) and by meaning (vectors), fused by rank."""
     with Edge.open(settings=settings) as edge:
+        edge.search(query, 1)  # loads the encoder and the index, so that what is shown is the search itself
         started = time.perf_counter()
         hits = edge.search(query, k)
         milliseconds = (time.perf_counter() - started) * 1000

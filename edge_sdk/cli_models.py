@@ -44,7 +44,7 @@ def models_command(settings: Settings, verify: bool, as_json: bool) -> int:
         return 0
     table = Table(box=None)
     for column in ("model", "role", "format", "size", "licence", "state", "what it is"):
-        table.add_column(column, justify="right" if column == "size" else "left")
+        table.add_column(column, justify="right" if column == "size" else "left", no_wrap=column != "what it is")
     for row in rows:
         table.add_row(
             row.name, row.role, row.format, f"{row.bytes / 1e6:,.0f} MB", row.licence, row.state, row.description
