@@ -7,25 +7,22 @@ prediction is appended to a file as it is made, so an interrupted run goes on wh
 
 from __future__ import annotations
 
-import hashlib
 import json
+import re
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from threading import Event as Flag
 
-from edge_sdk.chunk import chunk_document, embedding_text
 from edge_sdk.config import Settings
 from edge_sdk.edge import Edge
 from edge_sdk.errors import ConfigError
-from edge_sdk.records import Chunk, ParsedDocument, Section
 from edge_sdk.route import Policy
 
+from .collection import Update, fill_store, read_documents, read_jsonl, store_path
 from .metrics import contains, exact_match, recall_at, token_f1
-
-Update = Callable[[float, float | None, str], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,20 +55,6 @@ class Prediction:
     decode_ms: float
 
 
-def read_jsonl(path: Path) -> Iterator[dict[str, object]]:
-    """The objects of a JSON-lines file. Raises `ConfigError` with the line's number."""
-    try:
-        with path.open(encoding="utf-8") as file:
-            for number, line in enumerate(file, 1):
-                if line.strip():
-                    try:
-                        yield json.loads(line)
-                    except ValueError as error:
-                        raise ConfigError(f"{path} line {number} is not JSON: {error}") from error
-    except OSError as error:
-        raise ConfigError(f"{path} cannot be read: {error.strerror}", hint="give the folder with --data") from error
-
-
 def read_questions(data: Path) -> list[Question]:
     """`questions.jsonl` of the folder."""
     try:
@@ -81,29 +64,6 @@ def read_questions(data: Path) -> list[Question]:
         ]
     except KeyError as error:
         raise ConfigError(f"{data / 'questions.jsonl'} has a line without {error}") from error
-
-
-def fill_store(edge: Edge, data: Path, progress: Update) -> None:
-    """Add every passage of the folder as one document named by its id; present ones are left alone."""
-    passages = list(read_jsonl(data / "passages.jsonl"))
-    edge.store.use_encoder(edge.encoder.fingerprint, edge.encoder.dimension)
-    have = {document.name for document in edge.store.documents()}
-    for number, row in enumerate(passages):
-        progress(number, len(passages), "passages")
-        name, title, text = str(row["id"]), str(row.get("title", "")), str(row["text"])
-        if name in have:
-            continue
-        document = ParsedDocument(
-            name=name,
-            title=title,
-            text=text,
-            sections=(Section(0, len(text)),),
-            content_hash=hashlib.sha256(text.encode("utf-8", "replace")).hexdigest(),
-            media_type="text/plain",
-        )
-        chunks: Sequence[Chunk] = chunk_document(document)
-        vectors = edge.encoder.encode([embedding_text(chunk.heading, chunk.text) for chunk in chunks])
-        edge.store.put(document, chunks, vectors)
 
 
 def evaluate_answers(
@@ -124,8 +84,10 @@ def evaluate_answers(
     if not questions:
         raise ConfigError(f"{data / 'questions.jsonl'} holds no question")
     done = {prediction.id: prediction for prediction in _read_predictions(out)}
-    with Edge.open(settings=_own_store(settings, data), policy=Policy(when_unsure="local")) as edge:
-        fill_store(edge, data, progress)
+    passages = data / "passages.jsonl"
+    own = replace(settings, store=store_path(settings, passages, Path(settings.encoder).name))
+    with Edge.open(settings=own, policy=Policy(when_unsure="local")) as edge:
+        fill_store(edge.store, edge.encoder, read_documents(passages, titled=False), progress)
         model = edge.engine.name
         for number, question in enumerate(questions):
             progress(number, len(questions), question.question)
@@ -155,8 +117,8 @@ def summarise(predictions: Sequence[Prediction]) -> dict[str, object]:
     )
     return {
         "n": len(predictions),
-        "recall_at_1": mean(recall_at(each.ranked, each.passage_id, 1) for each in predictions),
-        "recall_at_5": mean(recall_at(each.ranked, each.passage_id, 5) for each in predictions),
+        "recall_at_1": mean(recall_at(each.ranked, {each.passage_id}, 1) for each in predictions),
+        "recall_at_5": mean(recall_at(each.ranked, {each.passage_id}, 5) for each in predictions),
         "exact_match": mean(exact_match(each.text, each.answers) for each in predictions),
         "contains": mean(contains(each.text, each.answers) for each in predictions),
         "token_f1": mean(token_f1(each.text, each.answers) for each in predictions),
@@ -193,8 +155,6 @@ def _predict(edge: Edge, question: Question) -> Prediction:
 
 def _without_marks(text: str) -> str:
     """Citation marks are not part of the answer's words."""
-    import re
-
     return re.sub(r"\s*\[\d+\]", "", text).strip()
 
 
@@ -205,16 +165,3 @@ def _read_predictions(out: Path | None) -> list[Prediction]:
         Prediction(**{name: tuple(value) if isinstance(value, list) else value for name, value in row.items()})  # type: ignore[arg-type]
         for row in read_jsonl(out)
     ]
-
-
-def _own_store(settings: Settings, data: Path) -> Settings:
-    from dataclasses import replace
-
-    try:
-        passages = (data / "passages.jsonl").read_bytes()
-    except OSError as error:
-        raise ConfigError(
-            f"{data / 'passages.jsonl'} cannot be read: {error.strerror}", hint="check --data"
-        ) from error
-    key = hashlib.sha256(passages + Path(settings.encoder).name.encode()).hexdigest()[:16]
-    return replace(settings, store=settings.home / "eval" / f"{key}.db")

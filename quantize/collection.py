@@ -1,0 +1,130 @@
+"""Collections to measure on: documents, questions and what is relevant, read from JSON lines; and stores of them.
+
+Two layouts are known: `docs.jsonl` {id, title, text}, `queries.jsonl` {id, text}, `qrels.jsonl` {query, doc, rel};
+and `passages.jsonl` {id, title, text}, `questions.jsonl` {id, question, passage_id}. Knows nothing of metrics.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Event as Flag
+from typing import TYPE_CHECKING
+
+from edge_sdk.chunk import chunk_document, embedding_text
+from edge_sdk.config import Settings
+from edge_sdk.errors import ConfigError
+from edge_sdk.records import ParsedDocument, Section
+
+if TYPE_CHECKING:
+    from edge_sdk.embed import Encoder
+    from edge_sdk.store import Store
+
+Update = Callable[[float, float | None, str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """A question and the documents that are relevant to it, with their grades; never empty, all above 0."""
+
+    id: str
+    text: str
+    relevant: dict[str, float]
+
+
+def read_jsonl(path: Path) -> Iterator[dict[str, object]]:
+    """The objects of a JSON-lines file. Raises `ConfigError` with the line's number."""
+    try:
+        with path.open(encoding="utf-8") as file:
+            for number, line in enumerate(file, 1):
+                if line.strip():
+                    try:
+                        yield json.loads(line)
+                    except ValueError as error:
+                        raise ConfigError(f"{path} line {number} is not JSON: {error}") from error
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror}", hint="give the folder with --data") from error
+
+
+def documents_file(data: Path) -> Path:
+    """Where the folder has its documents: `docs.jsonl`, else `passages.jsonl`."""
+    docs = data / "docs.jsonl"
+    return docs if docs.exists() else data / "passages.jsonl"
+
+
+def read_documents(path: Path, *, titled: bool) -> list[ParsedDocument]:
+    """The documents of a file, each named by its id; `titled` puts each title over its text as a heading.
+
+    A heading is embedded with the text, a bare title is not (`chunk.embedding_text`). A text that begins with its
+    title has no need of another.
+    """
+    documents = []
+    for row in _rows(path, "id", "text"):
+        title, text = str(row.get("title") or ""), str(row["text"])
+        headings = (title,) if titled and title and not text.casefold().startswith(title.casefold()) else ()
+        digest = hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()
+        section = Section(0, len(text), headings)
+        documents.append(ParsedDocument(str(row["id"]), title, text, (section,), digest, "text/plain"))
+    return documents
+
+
+def read_queries(data: Path) -> list[Query]:
+    """The questions for which something is judged relevant. Raises `ConfigError` when there is none."""
+    judged: dict[str, dict[str, float]] = {}
+    if (data / "qrels.jsonl").exists():
+        texts = {str(row["id"]): str(row["text"]) for row in _rows(data / "queries.jsonl", "id", "text")}
+        for row in _rows(data / "qrels.jsonl", "query", "doc", "rel"):
+            if float(str(row["rel"])) > 0:
+                judged.setdefault(str(row["query"]), {})[str(row["doc"])] = float(str(row["rel"]))
+    else:
+        rows = list(_rows(data / "questions.jsonl", "id", "question", "passage_id"))
+        texts = {str(row["id"]): str(row["question"]) for row in rows}
+        judged = {str(row["id"]): {str(row["passage_id"]): 1.0} for row in rows}
+    queries = [Query(id, text, judged[id]) for id, text in texts.items() if id in judged]
+    if not queries:
+        raise ConfigError(f"{data} holds no question with a relevant document")
+    return queries
+
+
+def store_path(settings: Settings, documents: Path, variant: str) -> Path:
+    """The file of a store of these documents alone, under `settings.home`.
+
+    `variant` names what else decides what is in it: the encoder, how titles are treated.
+    """
+    try:
+        content = documents.read_bytes()
+    except OSError as error:
+        raise ConfigError(f"{documents} cannot be read: {error.strerror}", hint="check --data") from error
+    key = hashlib.sha256(content + variant.encode()).hexdigest()[:16]
+    return settings.home / "eval" / f"{key}.db"
+
+
+def fill_store(
+    store: Store,
+    encoder: Encoder,
+    documents: Sequence[ParsedDocument],
+    progress: Update = lambda done, total, detail: None,
+    cancel: Flag | None = None,
+) -> None:
+    """Add what the store does not hold yet, one document after the other, until `cancel` is set."""
+    store.use_encoder(encoder.fingerprint, encoder.dimension)
+    present = {document.name for document in store.documents()}
+    missing = [document for document in documents if document.name not in present]
+    for number, document in enumerate(missing):
+        if cancel is not None and cancel.is_set():
+            return
+        progress(number, len(missing), "passages")
+        chunks = chunk_document(document)
+        vectors = encoder.encode([embedding_text(chunk.heading, chunk.text) for chunk in chunks])
+        store.put(document, chunks, vectors)
+
+
+def _rows(path: Path, *keys: str) -> Iterator[dict[str, object]]:
+    for number, row in enumerate(read_jsonl(path), 1):
+        missing = [key for key in keys if key not in row]
+        if missing:
+            raise ConfigError(f"row {number} of {path} is without {', '.join(map(repr, missing))}")
+        yield row
