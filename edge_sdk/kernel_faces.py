@@ -9,11 +9,11 @@ from __future__ import annotations
 from pathlib import Path
 
 try:
-    from kernels import flag, logits
+    from kernels import bert, flag, logits, scan
 except ImportError:
     import kernels
 
     kernels.__path__.append(str(Path(__file__).parents[1] / "kernels"))
-    from kernels import flag, logits
+    from kernels import bert, flag, logits, scan
 
-__all__ = ["flag", "logits"]
+__all__ = ["bert", "flag", "logits", "scan"]

@@ -1,19 +1,33 @@
-"""Vector search by scanning: rows quantised to int8, an index of them in memory, and its k nearest rows.
+"""Vector search by scanning: int8 rows and their sign bits in memory, and the k nearest of them.
 
-The only face that the rest of the SDK has on vector arithmetic. Knows nothing of passages, text or files; numpy
-does the work, in blocks, so a search needs memory for the scores and one block whatever the number of rows.
+The only face that the rest of the SDK has on vector arithmetic; `kernels.scan` does the work. An arena grows by
+append, an index is what it held at one moment. Knows nothing of passages, text or files.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-_BLOCK = 1 << 19  # values decoded to float32 at a time: 2 MiB, which stays in the second-level cache
-_TILE = 8192  # values in one BLAS call; see `_dots`
+from .kernel_faces import scan
+
+CHUNK_ROWS = 1 << 15
+"""Rows that lie together, a multiple of 64: enough to scan at full speed, few enough to copy when cut off."""
+EXACT_ROWS = 20_000
+"""Up to so many rows a search scans all codes (a quarter of a millisecond); beyond it, sign bits come first."""
+
+
+def candidates(k: int, rows: int) -> int:
+    """How many rows the sign bits propose so that at least 0.99 of the k nearest are among them.
+
+    Measured with `edge bench search` on real and on clustered vectors: see the results in `tests/bench/results`.
+    """
+    return int(max(20 * k, 200) * max(1.0, rows / 100_000) ** 0.5)
 
 
 def quantize_rows(matrix: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
@@ -40,96 +54,295 @@ def quantize_rows(matrix: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDArra
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class VectorIndex:
-    """Quantised unit vectors under the ids of what they stand for; immutable, so threads may share one.
-
-    `ids` int64 [n] strictly ascending, `codes` int8 [n, d] and `scales` float32 [n] as from `quantize_rows`. The
-    index takes the arrays over and makes them read-only.
-    """
+class _Chunk:
+    """Some rows, or the room for them. The rows in use never change; `signs` are in blocks of eight rows."""
 
     ids: NDArray[np.int64]
     codes: NDArray[np.int8]
     scales: NDArray[np.float32]
+    signs: NDArray[np.uint64]
 
-    def __post_init__(self) -> None:
-        count = len(self.ids)
-        if self.ids.shape != (count,) or self.codes.ndim != 2 or len(self.codes) != count:
-            raise ValueError(f"{self.ids.shape} ids do not match codes of shape {self.codes.shape}")
-        if self.scales.shape != (count,):
-            raise ValueError(f"{self.scales.shape} scales do not match {count} ids")
-        if (np.diff(self.ids) <= 0).any():
-            raise ValueError("the ids of a vector index must be strictly ascending")
-        for array in (self.ids, self.codes, self.scales):
-            array.flags.writeable = False
+    @classmethod
+    def room(cls, rows: int, dimension: int) -> _Chunk:
+        """Memory is taken from the system only when a row is written."""
+        return cls(
+            np.empty(rows, np.int64),
+            _aligned((rows, dimension), np.int8),
+            np.empty(rows, np.float32),
+            _aligned(scan.sign_blocks(rows, dimension), np.uint64),
+        )
+
+    def first(self, rows: int) -> _Chunk:
+        """A view of the first rows."""
+        return _Chunk(self.ids[:rows], self.codes[:rows], self.scales[:rows], self.signs[: -(-rows // 8)])
+
+    def write(self, at: int, ids: NDArray[np.int64], codes: NDArray[np.int8], scales: NDArray[np.float32]) -> None:
+        stop = at + len(ids)
+        self.ids[at:stop], self.codes[at:stop], self.scales[at:stop] = ids, codes, scales
+        scan.pack_signs(self.codes[at:stop], self.signs, at)
 
     def __len__(self) -> int:
         return len(self.ids)
 
+
+class VectorArena:
+    """Rows that grow by append; snapshots share its memory and are never changed by what follows.
+
+    Not for several threads at once; the snapshots are.
+    """
+
+    def __init__(self, dimension: int, reserve: int = 0) -> None:
+        """Rows of `dimension` components; `reserve` says how many are expected, so that little room is taken."""
+        self.dimension = dimension
+        self._chunks: list[_Chunk] = []
+        self._count = 0
+        self._shown = 0  # rows that snapshots may see
+        self._reserve = reserve
+
+    def __len__(self) -> int:
+        return self._count
+
+    def append(self, ids: NDArray[np.int64], codes: NDArray[np.int8], scales: NDArray[np.float32]) -> None:
+        """Copy rows to the end: `ids` [n] ascending and above all earlier ones, `codes` [n, d], `scales` [n].
+
+        Raises `ValueError` where they do not fit; nothing is appended then.
+        """
+        if codes.shape != (len(ids), self.dimension) or scales.shape != (len(ids),):
+            raise ValueError(f"{ids.shape} ids and {scales.shape} scales do not match codes of shape {codes.shape}")
+        last = int(self._chunks[-1].ids[(self._count - 1) % CHUNK_ROWS]) if self._count else None
+        if (np.diff(ids) <= 0).any() or (last is not None and len(ids) and ids[0] <= last):
+            raise ValueError("the ids of vectors must be strictly ascending")
+        done = 0
+        while done < len(ids):
+            at = self._count % CHUNK_ROWS
+            if self._count // CHUNK_ROWS == len(self._chunks):
+                self._chunks.append(_Chunk.room(CHUNK_ROWS, self.dimension))
+            part = slice(done, done + min(CHUNK_ROWS - at, len(ids) - done))
+            self._chunks[-1].write(at, ids[part], codes[part], scales[part])
+            self._count += part.stop - part.start
+            done = part.stop
+
+    def truncate(self, count: int) -> None:
+        """Forget the rows from `count` on. Where a snapshot sees them, the last chunk moves to other memory."""
+        if not 0 <= count <= self._count:
+            raise ValueError(f"cannot cut {self._count} rows to {count}")
+        del self._chunks[-(-count // CHUNK_ROWS) :]
+        rest = count % CHUNK_ROWS
+        if rest and count < self._shown:
+            kept = self._chunks[-1]
+            moved = _Chunk.room(CHUNK_ROWS, self.dimension)
+            moved.write(0, kept.ids[:rest], kept.codes[:rest], kept.scales[:rest])
+            self._chunks[-1] = moved
+        self._count = count
+        self._shown = min(self._shown, count)
+
+    def snapshot(self, dead: Collection[int] | NDArray[np.int64] = ()) -> VectorIndex:
+        """The rows as they are now, without those whose id is in `dead`."""
+        self._shown = self._count
+        full, rest = divmod(self._count, CHUNK_ROWS)
+        chunks = [*self._chunks[:full], *([self._chunks[full].first(rest)] if rest else [])]
+        return VectorIndex(self.dimension, tuple(chunks), _bitmaps(chunks, _sorted_ids(dead)))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class VectorIndex:
+    """Quantised unit vectors under the ids of what they stand for; immutable, so threads may share one.
+
+    Made by `VectorArena.snapshot`, or from arrays by `of`.
+    """
+
+    dimension: int
+    _chunks: tuple[_Chunk, ...]
+    _alive: tuple[NDArray[np.uint64], ...] | None  # a bit a row, for each chunk; None when all rows live
+
+    @classmethod
+    def of(cls, ids: NDArray[np.int64], codes: NDArray[np.int8], scales: NDArray[np.float32]) -> VectorIndex:
+        """An index of `ids` int64 [n] strictly ascending, `codes` int8 [n, d] and `scales` float32 [n]."""
+        if codes.ndim != 2:
+            raise ValueError(f"expected a matrix of codes, got {codes.ndim} dimensions")
+        arena = VectorArena(codes.shape[1])
+        arena.append(ids, codes, scales)
+        return arena.snapshot()
+
+    def __len__(self) -> int:
+        if self._alive is None:
+            return sum(map(len, self._chunks))
+        return sum(int(np.bitwise_count(bits).sum()) for bits in self._alive)
+
     @property
-    def dimension(self) -> int:
-        """Components of one vector."""
-        return int(self.codes.shape[1])
+    def ids(self) -> NDArray[np.int64]:
+        """The ids of all rows that live, ascending."""
+        return _joined([chunk.ids[mask] for chunk, mask in self._living()], np.zeros(0, np.int64))
+
+    @property
+    def codes(self) -> NDArray[np.int8]:
+        """A copy of the codes of all rows that live [n, d]."""
+        return _joined(
+            [chunk.codes[mask] for chunk, mask in self._living()], np.zeros((0, self.dimension), np.int8)
+        )
+
+    @property
+    def scales(self) -> NDArray[np.float32]:
+        """The scales of all rows that live [n]."""
+        return _joined([chunk.scales[mask] for chunk, mask in self._living()], np.zeros(0, np.float32))
 
     def top_k(
-        self, query: NDArray[np.float32], k: int, allowed: Collection[int] | None = None
+        self,
+        query: NDArray[np.float32],
+        k: int,
+        allowed: Collection[int] | None = None,
+        *,
+        exact: bool | None = None,
+        proposed: int | None = None,
+        threads: int = 1,
     ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """The k rows nearest to `query` (unit length, float32 [d]): their ids and cosines, best first.
 
-        Exact over the codes: every row is scored, in float32. Equal cosines are ordered by id, so the answer does
-        not depend on how rows are stored. `allowed` limits the search to these ids. Fewer than k rows give fewer.
+        `exact` scores every row; otherwise the sign bits propose `proposed` rows (default: `candidates`) and only
+        those are scored. By default that is done beyond `EXACT_ROWS` rows. Equal cosines are ordered by id, so
+        the answer does not depend on how rows are stored. `allowed` limits the search to these ids. Fewer than k
+        rows give fewer. `threads` share the exact scan.
         """
-        rows = None if allowed is None else np.flatnonzero(np.isin(self.ids, np.fromiter(allowed, np.int64)))
-        ids = self.ids if rows is None else self.ids[rows]
-        scores = self._cosines(query, rows)
-        k = min(k, len(ids))
-        if k <= 0:
+        codes, scale = self._query(query)
+        total = sum(map(len, self._chunks))
+        if k < 1 or not total:
             return np.empty(0, np.int64), np.empty(0, np.float32)
-        # Everything equal to the k-th best takes part in the sort, or the partition would break ties at random.
-        least = np.partition(scores, len(scores) - k)[len(scores) - k]
-        best = np.flatnonzero(scores >= least)
-        best = best[np.lexsort((ids[best], -scores[best]))[:k]]
-        return ids[best], scores[best]
+        bits = self._alive
+        if allowed is not None:
+            bits = _bitmaps(self._chunks, _sorted_ids(allowed), within=self._alive, keep=True)
+        if exact is None:
+            exact = total <= EXACT_ROWS
+        masks = bits or (None,) * len(self._chunks)
+        if exact:
+            found = self._scan(codes, k, masks, threads)
+        else:
+            found = self._scan_signs(codes, k, proposed or candidates(k, total), bits)
+        ids = _joined(
+            [chunk.ids[rows] for chunk, (rows, _) in zip(self._chunks, found, strict=True)], np.zeros(0, np.int64)
+        )
+        scores = _joined([scores for _, scores in found], np.zeros(0, np.float32))
+        order = np.lexsort((ids, -scores))[:k]
+        return ids[order], _cosines(scores[order], scale)
 
     def cosines(self, query: NDArray[np.float32], ids: Collection[int]) -> NDArray[np.float32]:
         """The cosine of `query` with each of `ids`, in their order; NaN where the index has no such id."""
+        codes, scale = self._query(query)
         wanted = np.fromiter(ids, np.int64, len(ids))
         result = np.full(len(wanted), np.nan, np.float32)
-        rows = np.searchsorted(self.ids, wanted)
-        known = np.flatnonzero(rows < len(self))
-        known = known[self.ids[rows[known]] == wanted[known]]
-        result[known] = self._cosines(query, rows[known])
+        for chunk, at, rows in self._find(wanted):
+            result[at] = _cosines(scan.score_rows(chunk.codes, chunk.scales, codes, rows), scale)
         return result
 
-    def _cosines(self, query: NDArray[np.float32], rows: NDArray[np.int64] | None) -> NDArray[np.float32]:
+    def vectors(self, ids: Collection[int]) -> NDArray[np.float32]:
+        """The vectors of `ids` as stored, decoded: float32 [len(ids), d]; zeros where the index has no such id."""
+        wanted = np.fromiter(ids, np.int64, len(ids))
+        result = np.zeros((len(wanted), self.dimension), np.float32)
+        for chunk, at, rows in self._find(wanted):
+            result[at] = chunk.codes[rows] * chunk.scales[rows, None]
+        return result
+
+    def _query(self, query: NDArray[np.float32]) -> tuple[NDArray[np.int16], float]:
         query = np.ascontiguousarray(query, dtype=np.float32)
         if query.shape != (self.dimension,):
             raise ValueError(f"a query of shape {query.shape} does not fit vectors of {self.dimension} components")
-        if not np.isfinite(query).all():
-            raise ValueError("the query holds a value that is not finite")
-        scores = np.empty(len(self) if rows is None else len(rows), np.float32)
-        for start, dots in _dots(self.codes, query, rows):
-            scores[start : start + len(dots)] = dots
-        scores *= self.scales if rows is None else self.scales[rows]
-        # Rounding to int8 can carry a cosine past 1 by a thousandth; callers may rely on the range.
-        return np.clip(scores, -1.0, 1.0, out=scores)
+        return scan.quantize_query(query)
+
+    def _scan(
+        self, query: NDArray[np.int16], k: int, masks: Iterable[NDArray[np.uint64] | None], threads: int
+    ) -> list[tuple[NDArray[np.int64], NDArray[np.float32]]]:
+        """The best k of each chunk: rows and scores."""
+
+        def best(chunk: _Chunk, mask: NDArray[np.uint64] | None) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+            rows, scores = scan.top_k(chunk.codes, chunk.scales, query[None], k, mask)
+            return rows[0], scores[0]
+
+        if threads == 1 or len(self._chunks) == 1:
+            return list(map(best, self._chunks, masks))
+        with ThreadPoolExecutor(threads) as pool:
+            return list(pool.map(best, self._chunks, masks))
+
+    def _scan_signs(
+        self, query: NDArray[np.int16], k: int, proposed: int, bits: tuple[NDArray[np.uint64], ...] | None
+    ) -> list[tuple[NDArray[np.int64], NDArray[np.float32]]]:
+        """The proposed rows of each chunk with their scores. All chunks but the last are whole: rows run on."""
+        words = scan.sign_words(query)
+        distances = np.empty(8 * sum(len(chunk.signs) for chunk in self._chunks), np.uint16)
+        for number, chunk in enumerate(self._chunks):
+            start = number * CHUNK_ROWS
+            scan.hamming(chunk.signs, words, distances[start : start + 8 * len(chunk.signs)])
+        total = sum(map(len, self._chunks))
+        rows = scan.nearest(distances[:total], max(proposed, k), None if bits is None else np.concatenate(bits))
+        cuts = np.searchsorted(rows, np.arange(1, len(self._chunks)) * CHUNK_ROWS)
+        found = []
+        for number, (chunk, part) in enumerate(zip(self._chunks, np.split(rows, cuts), strict=True)):
+            within = part - number * CHUNK_ROWS
+            found.append((within, scan.score_rows(chunk.codes, chunk.scales, query, within)))
+        return found
+
+    def _find(self, wanted: NDArray[np.int64]) -> Iterable[tuple[_Chunk, NDArray[np.int64], NDArray[np.int64]]]:
+        """For each chunk the places in `wanted` that it has, and their rows in it."""
+        for number, chunk in enumerate(self._chunks):
+            rows = np.searchsorted(chunk.ids, wanted)
+            at = np.flatnonzero(rows < len(chunk))
+            at = at[chunk.ids[rows[at]] == wanted[at]]
+            if self._alive is not None and len(at):
+                place = rows[at].astype(np.uint64)
+                bits = self._alive[number][place // np.uint64(64)] >> (place % np.uint64(64))
+                at = at[(bits & np.uint64(1)).astype(bool)]
+            if len(at):
+                yield chunk, at, rows[at]
+
+    def _living(self) -> Iterable[tuple[_Chunk, NDArray[np.bool_] | slice]]:
+        for number, chunk in enumerate(self._chunks):
+            if self._alive is None:
+                yield chunk, slice(None)
+            else:
+                yield chunk, _mask(self._alive[number], len(chunk))
 
 
-def _dots(
-    codes: NDArray[np.int8], query: NDArray[np.float32], rows: NDArray[np.int64] | None
-) -> Iterator[tuple[int, NDArray[np.float32]]]:
-    """Dot products of `query` with the rows of `codes`, block by block with the position of each block.
+def _bitmaps(
+    chunks: Iterable[_Chunk],
+    ids: NDArray[np.int64],
+    *,
+    within: tuple[NDArray[np.uint64], ...] | None = None,
+    keep: bool = False,
+) -> tuple[NDArray[np.uint64], ...] | None:
+    """A bit a row for each chunk: with `keep` of the rows in `ids`, else of all others. None where all are set."""
+    if not len(ids) and not keep:
+        return None
+    result = []
+    for number, chunk in enumerate(chunks):
+        mask = np.full(len(chunk), not keep)
+        rows = np.searchsorted(chunk.ids, ids)
+        known = rows < len(chunk)
+        known[known] = chunk.ids[rows[known]] == ids[known]
+        mask[rows[known]] = keep
+        bits = scan.bitmap(mask)
+        result.append(bits if within is None else bits & within[number])
+    return tuple(result)
 
-    A block is multiplied as a stack of small tiles: OpenBLAS runs a product of fewer than 9,216 values on the
-    calling thread. One big matrix-vector product goes to its thread pool instead, whose spinning threads took up
-    to thirty times longer when another process had a core (24 ms instead of 0.7 for 10,000 rows of 384).
-    """
-    count, dimension = (len(codes) if rows is None else len(rows)), max(1, codes.shape[1])
-    tile = max(1, _TILE // dimension)
-    height = tile * max(1, _BLOCK // (tile * dimension))
-    block = np.zeros((min(height, -(-count // tile) * tile), codes.shape[1]), np.float32)
-    for start in range(0, count, height):
-        stop = min(start + height, count)
-        block[: stop - start] = codes[start:stop] if rows is None else codes[rows[start:stop]]
-        tiles = -(-(stop - start) // tile)
-        stack = block[: tiles * tile].reshape(tiles, tile, codes.shape[1])
-        yield start, (stack @ query).reshape(-1)[: stop - start]
+
+def _sorted_ids(ids: Collection[int] | NDArray[np.int64]) -> NDArray[np.int64]:
+    return np.unique(ids if isinstance(ids, np.ndarray) else np.fromiter(ids, np.int64, len(ids)))
+
+
+def _mask(bits: NDArray[np.uint64], rows: int) -> NDArray[np.bool_]:
+    return np.unpackbits(bits.astype("<u8").view(np.uint8), bitorder="little", count=rows).astype(bool)
+
+
+def _cosines(scores: NDArray[np.float32], scale: float) -> NDArray[np.float32]:
+    # Rounding to int8 can carry a cosine past 1 by a thousandth; callers may rely on the range.
+    cosines: NDArray[np.float32] = np.clip(scores * np.float32(scale), -1.0, 1.0)
+    return cosines
+
+
+def _joined(parts: list[NDArray[Any]], empty: NDArray[Any]) -> NDArray[Any]:
+    return np.concatenate(parts) if parts else empty
+
+
+def _aligned(shape: tuple[int, ...], dtype: type[np.generic]) -> NDArray[Any]:
+    """An array that starts on a cache line, so that no row of whole lines straddles one more than it needs."""
+    size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+    raw = np.empty(size + 64, np.uint8)
+    start = -raw.ctypes.data % 64
+    return raw[start : start + size].view(dtype).reshape(shape)
