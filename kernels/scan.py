@@ -148,7 +148,10 @@ def hamming(
 
 
 def nearest(distances: NDArray[np.uint16], k: int, allowed: NDArray[np.uint64] | None = None) -> NDArray[np.int64]:
-    """The rows of the k smallest distances, ascending by row; among the largest that is taken, earlier rows win."""
+    """The rows of the k smallest distances, ascending by row; among the largest that is taken, earlier rows win.
+
+    `distances` is used up: with `allowed`, the rows that are not get the largest value.
+    """
     k = max(0, min(k, len(distances)))
     if (library := _library()) is None:
         open_rows = (
