@@ -16,13 +16,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from . import segments
 from .records import Chunk, ParsedDocument
 
 if TYPE_CHECKING:
     from sqlite_utils import Database, Migrations
 
 APPLICATION_ID = 0x45444745  # "EDGE", at offset 68 of the file
-VERSION = 1  # `user_version`; one higher with every migration
+VERSION = 2  # `user_version`; one higher with every migration
 
 _SCHEMA = (
     "CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID",
@@ -102,7 +103,28 @@ def _migrations() -> Migrations:
         for statement in _SCHEMA:
             db.execute(statement)
 
+    @migrations(name="0002_vector_segments")
+    def vector_segments(db: Database) -> None:
+        for statement in segments.TABLES:
+            db.execute(statement)
+        _move_vectors(db.conn, "vectors", segments.in_service(db.conn), "dimension")
+        _move_vectors(db.conn, "vectors_next", segments.gathering(db.conn), "next_dimension")
+
     return migrations
+
+
+def _move_vectors(sql: sqlite3.Connection, table: str, to: segments.VectorSet, dimension: str) -> None:
+    """From version 1, where each was a row. One that has lost bytes stays behind, and the check will miss it."""
+    length = int(meta(sql, dimension) or 0)
+    found = sql.execute(
+        f"SELECT passage_id, codes, scale FROM {table} WHERE length(codes) = ? ORDER BY passage_id", (length,)
+    )
+    while rows := found.fetchmany(segments.SEGMENT_ROWS):
+        ids, codes, scales = zip(*rows, strict=True)
+        matrix = np.frombuffer(b"".join(codes), np.int8).reshape(len(rows), length)
+        segments.append(sql, to, segments.Rows(np.array(ids), matrix, np.array(scales, np.float32)))
+    # The new tables have other names, so that a process which still runs version 1 fails and never serves a part.
+    sql.execute(f"DROP TABLE {table}")
 
 
 # --- documents --------------------------------------------------------------------------------------
@@ -138,14 +160,16 @@ def insert_passages(
     scales: NDArray[np.float32],
 ) -> None:
     """Insert the passages of a document with their vectors and full-text entries."""
-    for position, (chunk, row, scale) in enumerate(zip(chunks, codes, scales, strict=True)):
+    ids = []
+    for position, chunk in enumerate(chunks):
         text = storable(chunk.text)
-        passage = sql.execute(
+        inserted = sql.execute(
             """INSERT INTO passages (document_id, position, heading, text, "start", "end", text_hash)
             VALUES (?, ?, ?, ?, ?, ?, ?)""",
             (document, position, storable(chunk.heading), text, chunk.start, chunk.end, text_hash(text)),
-        ).lastrowid
-        sql.execute("INSERT INTO vectors VALUES (?, ?, ?)", (passage, row.tobytes(), float(scale)))
+        )
+        ids.append(inserted.lastrowid)
+    segments.append(sql, segments.in_service(sql), segments.Rows(np.array(ids, np.int64), codes, scales))
     sql.execute(
         """INSERT INTO passages_fts (rowid, title, heading, text)
         SELECT id, title, heading, text FROM indexed_passages WHERE document_id = ?""",
@@ -160,7 +184,9 @@ def remove_passages(sql: sqlite3.Connection, document: int) -> None:
         SELECT 'delete', id, title, heading, text FROM indexed_passages WHERE document_id = ?""",
         (document,),
     )
-    sql.execute("DELETE FROM passages WHERE document_id = ?", (document,))  # their vectors go by reference
+    ids = sql.execute("SELECT id FROM passages WHERE document_id = ? ORDER BY id", (document,)).fetchall()
+    segments.bury(sql, [id for (id,) in ids])
+    sql.execute("DELETE FROM passages WHERE document_id = ?", (document,))  # vectors in a tail go by reference
 
 
 def document_id(sql: sqlite3.Connection, name: str) -> int | None:
@@ -170,13 +196,13 @@ def document_id(sql: sqlite3.Connection, name: str) -> int | None:
 
 
 def encoder_of(sql: sqlite3.Connection, prefix: str = "") -> StoredEncoder | None:
-    """The encoder of `vectors`; with "next_" that of `vectors_next`."""
+    """The encoder of the vectors in service; with "next_" that of those that gather."""
     fingerprint, dimension = meta(sql, f"{prefix}encoder"), meta(sql, f"{prefix}dimension")
     return StoredEncoder(fingerprint, int(dimension)) if fingerprint and dimension else None
 
 
 def set_encoder(sql: sqlite3.Connection, encoder: StoredEncoder | None, prefix: str = "") -> None:
-    """Record the encoder of `vectors`, or with "next_" of `vectors_next`; None forgets it."""
+    """Record the encoder of the vectors in service, or with "next_" of those that gather; None forgets it."""
     if encoder == encoder_of(sql, prefix):
         return
     keys = f"{prefix}encoder", f"{prefix}dimension"
@@ -255,14 +281,18 @@ def find_problems(connection: sqlite3.Connection, *, full_text: bool) -> Iterato
         HAVING count(position) <> documents.passages OR max(position) <> documents.passages - 1"""
     ):
         yield f"{name!r} has {found} of {passages} passages"
-    for id, name in connection.execute(
-        """SELECT passages.id, name FROM passages JOIN documents ON documents.id = document_id
-        LEFT JOIN vectors ON passage_id = passages.id
-        WHERE codes IS NULL OR length(codes) <> (SELECT CAST(value AS INTEGER) FROM meta WHERE key = 'dimension')"""
-    ):
-        yield f"passage {id} of {name!r} has no vector of the right length"
+    yield from find_vector_problems(connection)
+    yield from find_vector_problems(connection, "next_")
     for id, name, text, checksum in connection.execute(
         "SELECT passages.id, name, text, text_hash FROM passages JOIN documents ON documents.id = document_id"
     ):
         if text_hash(str(text)) != checksum:
             yield f"passage {id} of {name!r} does not match its checksum"
+
+
+def find_vector_problems(sql: sqlite3.Connection, prefix: str = "") -> Iterator[str]:
+    """What is wrong with the vectors in service, or with "next_" with those that gather."""
+    encoder = encoder_of(sql, prefix)
+    which = segments.gathering(sql) if prefix else segments.in_service(sql)
+    up_to = segments.last_id(sql, which) if prefix else None
+    return segments.find_problems(sql, which, encoder.dimension if encoder else 0, up_to)

@@ -17,12 +17,13 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from . import schema
+from . import schema, segments
 from .chunk import embedding_text
 from .database import Database, Schema, damaged
 from .errors import EncoderMismatchError, StoreDamagedError, StoreError
 from .records import Chunk, DocumentInfo, ParsedDocument, Passage
 from .schema import StoredEncoder
+from .vector_reader import VectorReader
 from .vectors import VectorIndex, quantize_rows
 
 if TYPE_CHECKING:
@@ -57,6 +58,7 @@ class Store:
         self._database = database
         self._encoder: StoredEncoder | None = None
         self._index: tuple[str | None, VectorIndex] | None = None  # with the generation that it shows
+        self._vectors = VectorReader()
 
     @classmethod
     def open(
@@ -91,6 +93,7 @@ class Store:
         """Close the file. Closing twice is fine; anything else afterwards is a `StoreError`."""
         self._database.close()
         self._index = None
+        self._vectors.forget()
 
     def __enter__(self) -> Store:
         return self
@@ -121,7 +124,7 @@ class Store:
 
     def _require(self, sql: sqlite3.Connection, encoder: StoredEncoder) -> None:
         recorded = schema.encoder_of(sql)
-        if recorded not in (None, encoder) and schema.count(sql, "vectors"):
+        if recorded not in (None, encoder) and segments.count(sql, segments.in_service(sql)):
             raise EncoderMismatchError(
                 f"the vectors in {self.path} were made by encoder {recorded}, not by {encoder}",
                 hint="run `edge reindex` to embed its passages again, or use the other encoder",
@@ -218,35 +221,20 @@ class Store:
             return [(int(id), float(score)) for id, score in rows]
 
     def vector_index(self) -> VectorIndex:
-        """All vectors, in memory; read again only after this or another process changed them.
+        """All vectors, in memory. After a change by this or another process, only what is new is read.
 
-        Raises `EncoderMismatchError` when they are not (or no longer) those of the declared encoder.
+        Raises `EncoderMismatchError` when they are not (or no longer) those of the declared encoder, and
+        `StoreDamagedError` when one of those read does not match its checksum.
         """
         with self._database.reading() as sql:
+            encoder = schema.encoder_of(sql)
             if self._encoder is not None:
                 self._require(sql, self._encoder)
             generation = schema.meta(sql, "generation")
             if self._index is None or self._index[0] != generation:
-                self._index = None  # the old one's memory is free before the new one is read
-                self._index = generation, self._read_index(sql)
+                self._index = None  # where it has to be read anew, the old one's memory is free before
+                self._index = generation, self._vectors.index(sql, encoder.dimension if encoder else 0)
             return self._index[1]
-
-    def _read_index(self, sql: sqlite3.Connection) -> VectorIndex:
-        encoder, count = schema.encoder_of(sql), schema.count(sql, "vectors")
-        ids, scales = np.empty(count, np.int64), np.empty(count, np.float32)
-        dimension = encoder.dimension if encoder else 0
-        codes = np.empty((count, dimension), np.int8)
-        rows = sql.execute("SELECT passage_id, codes, scale FROM vectors ORDER BY passage_id")
-        try:
-            for start in range(0, count, 4096):
-                batch = rows.fetchmany(min(4096, count - start))
-                part = slice(start, start + len(batch))
-                ids[part] = [row[0] for row in batch]
-                codes[part] = np.frombuffer(b"".join([row[1] for row in batch]), np.int8).reshape(-1, dimension)
-                scales[part] = [row[2] for row in batch]
-            return VectorIndex(ids, codes, scales)
-        except (ValueError, TypeError) as error:
-            raise damaged(self.path, f"its vectors do not have {dimension} components each") from error
 
     # --- care ---------------------------------------------------------------------------------------
 
@@ -258,23 +246,25 @@ class Store:
         """
         target = StoredEncoder(encoder.fingerprint, encoder.dimension)
         with self._database.writing() as sql:
-            if schema.encoder_of(sql) == target and schema.count(sql, "vectors") == schema.count(sql, "passages"):
+            if schema.encoder_of(sql) == target and not any(schema.find_vector_problems(sql)):
                 self._encoder = target
                 return 0
-            if schema.encoder_of(sql, "next_") != target:
-                sql.execute("DELETE FROM vectors_next")
+            if schema.encoder_of(sql, "next_") != target or any(schema.find_vector_problems(sql, "next_")):
+                segments.clear(sql, segments.gathering(sql))
                 schema.set_encoder(sql, target, "next_")
-            before = schema.count(sql, "vectors_next")
+            before = segments.count(sql, segments.gathering(sql))
         embedded = 0
         while batch := self._next_to_embed(target):
             texts = [embedding_text(heading, text) for _, heading, text in batch]
             codes, scales = _quantised(encoder.encode(texts), len(batch), target, str(self.path))
             with self._database.writing() as sql:
                 self._require_reindex(sql, target)
-                sql.executemany(  # by way of passages, as one may have been deleted meanwhile
-                    "INSERT OR IGNORE INTO vectors_next SELECT id, ?, ? FROM passages WHERE id = ?",
-                    [(row.tobytes(), float(s), b[0]) for row, s, b in zip(codes, scales, batch, strict=True)],
-                )
+                to, ids = segments.gathering(sql), np.array([id for id, _, _ in batch])
+                wanted = sql.execute(  # one may have been deleted meanwhile, or embedded by another process
+                    "SELECT id FROM passages WHERE id > ? AND id <= ?", (segments.last_id(sql, to), int(ids[-1]))
+                ).fetchall()
+                there = np.isin(ids, [id for (id,) in wanted])
+                segments.append(sql, to, segments.Rows(ids, codes, scales).where(there))
                 total = schema.count(sql, "passages")
             embedded += len(batch)
             if progress is not None:
@@ -288,14 +278,11 @@ class Store:
             self._require_reindex(sql, target)
             # Ids only grow and are taken in order, so all up to the highest are done or deleted.
             rows = sql.execute(
-                """SELECT id, heading, text FROM passages
-                WHERE id > (SELECT coalesce(max(passage_id), 0) FROM vectors_next) ORDER BY id LIMIT ?""",
-                (_REINDEX_BATCH,),
+                "SELECT id, heading, text FROM passages WHERE id > ? ORDER BY id LIMIT ?",
+                (segments.last_id(sql, segments.gathering(sql)), _REINDEX_BATCH),
             ).fetchall()
             if not rows:
-                sql.execute("DELETE FROM vectors")
-                sql.execute("INSERT INTO vectors SELECT * FROM vectors_next")
-                sql.execute("DELETE FROM vectors_next")
+                segments.replace(sql)
                 schema.set_encoder(sql, None, "next_")
                 schema.set_encoder(sql, target)
                 schema.count_change(sql)

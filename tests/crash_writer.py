@@ -19,14 +19,16 @@ from typing import Any
 
 from made_documents import WordEncoder, made
 
-from edge_sdk import ingest, schema
+from edge_sdk import ingest, schema, segments
 from edge_sdk.errors import StoreError, StoreFullError
 from edge_sdk.fakes import FakeEncoder
 from edge_sdk.records import Chunk, ParsedDocument
 from edge_sdk.store import Store
+from edge_sdk.vectors import quantize_rows
 
 ENCODER = WordEncoder(dimension=16)
 NAMES = 30
+segments.SEGMENT_ROWS = 8  # so that every third step seals or compacts
 OPERATIONS = 3  # of which one deletes, where there is something to delete
 
 
@@ -111,7 +113,16 @@ def stored(path: str | Path) -> dict[str, Any]:
                 JOIN documents ON documents.id = document_id ORDER BY document_id, position"""
             ):
                 documents[name][2].append(passage)
-        return {"documents": documents, "problems": store.check()}
+        return {"documents": documents, "problems": store.check() + foreign_vectors(store)}
+
+
+def foreign_vectors(store: Store) -> list[str]:
+    """The passages whose vector is not that of their text."""
+    index = store.vector_index()
+    passages = store.passages(index.ids.tolist())
+    codes, _ = quantize_rows(ENCODER.encode([passage.text for passage in passages]))
+    pairs = zip(passages, map(bytes, index.codes), map(bytes, codes), strict=True)
+    return [f"passage {passage.id} has another one's vector" for passage, found, own in pairs if found != own]
 
 
 def as_stored(name: str, version: int) -> list[object]:

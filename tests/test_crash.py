@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -124,6 +126,13 @@ def kill_while_writing(
     return any(line[0] == "ack" for line in lines), len(lines) > 1 and lines[-2][0] == "begin"
 
 
+def segments_ever(path: Path) -> int:
+    """How many segments a store has had; their numbers are never used again."""
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        ((number,),) = connection.execute("SELECT seq FROM sqlite_sequence WHERE name = 'vector_segments'")
+    return int(number)
+
+
 @pytest.mark.parametrize("kills", KILLS)
 def test_nothing_acknowledged_is_lost_when_the_writer_is_killed(
     writers: Writers, tmp_path: Path, kills: int
@@ -135,11 +144,14 @@ def test_nothing_acknowledged_is_lost_when_the_writer_is_killed(
         after_first, inside = after_first + acknowledged, inside + begun
         if number % 2:  # every other time the next writer recovers the log
             assert ledger.compare(stored(tmp_path / "s.db")) == []
+    sealed = segments_ever(tmp_path / "s.db")
     print(
-        f"{kills} kills: {after_first} after the first of {ledger.steps} acknowledgements, {inside} inside a step"
+        f"{kills} kills: {after_first} after the first of {ledger.steps} acknowledgements, {inside} inside a step, "
+        f"{sealed} segments sealed"
     )
     assert after_first >= kills * 0.6
     assert inside >= kills * 0.2
+    assert sealed >= ledger.steps * 0.2
 
 
 def test_the_kills_would_notice_an_early_acknowledgement(writers: Writers, tmp_path: Path) -> None:

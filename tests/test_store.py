@@ -551,8 +551,8 @@ def change(store: Store, statement: str) -> None:
         ("UPDATE passages SET text = 'Boil the wine.' WHERE id = 1", "checksum"),
         ("UPDATE passages SET text = 'Boil the wine.' WHERE id = 1", "full-text"),
         ("INSERT INTO passages_fts (passages_fts) VALUES ('delete-all')", "full-text"),
-        ("DELETE FROM vectors WHERE passage_id = 2", "no vector"),
-        ("UPDATE vectors SET codes = x'00' WHERE passage_id = 2", "no vector"),
+        ("DELETE FROM vector_tail WHERE passage_id = 2", "no vector"),
+        ("UPDATE vector_tail SET codes = x'00' WHERE passage_id = 2", "vector of passage 2 does not match"),
         ("DELETE FROM passages WHERE id = 2", "has 1 of 2 passages"),
         ("DELETE FROM documents WHERE id = 1", "belongs to nothing"),
     ],
@@ -574,7 +574,7 @@ def test_a_passage_that_rotted_is_never_served(store: Store) -> None:
 
 def test_vectors_of_the_wrong_length_are_damage(store: Store) -> None:
     put(store, ENCODER, "a", "alpha", "beta")
-    change(store, "UPDATE vectors SET codes = x'00'")
+    change(store, "UPDATE vector_tail SET codes = x'00'")
     with pytest.raises(StoreDamagedError):
         store.vector_index()
 
@@ -633,7 +633,9 @@ def test_no_damage_ends_in_anything_but_one_line(sound: Path, tmp_path: Path) ->
 def test_a_schema_that_is_not_text_is_damage(sound: Path, tmp_path: Path) -> None:
     """Python fails to decode SQLite's own message then."""
     path = tmp_path / "store.db"
-    path.write_bytes(sound.read_bytes().replace(b"CREATE TABLE vectors ", b"CREATI\xb1\xff\xff\xffx vectors "))
+    path.write_bytes(
+        sound.read_bytes().replace(b"CREATE TABLE vector_tail ", b"CREATI\xb1\xff\xff\xffx vector_tail ")
+    )
     with pytest.raises(StoreDamagedError):
         Store.open(path)
 
