@@ -116,12 +116,12 @@ def _migrations() -> Migrations:
 def _move_vectors(sql: sqlite3.Connection, table: str, to: segments.VectorSet, dimension: str) -> None:
     """From version 1, where each was a row. One that has lost bytes stays behind, and the check will miss it."""
     length = int(meta(sql, dimension) or 0)
-    found = sql.execute(
-        f"SELECT passage_id, codes, scale FROM {table} WHERE length(codes) = ? ORDER BY passage_id", (length,)
-    )
-    while rows := found.fetchmany(segments.SEGMENT_ROWS):
+    query = f"SELECT passage_id, codes, scale FROM {table} WHERE length(codes) = ? ORDER BY passage_id LIMIT ?"
+    while rows := sql.execute(query, (length, segments.SEGMENT_ROWS)).fetchall():
         ids, codes, scales = zip(*rows, strict=True)
         matrix = np.frombuffer(b"".join(codes), np.int8).reshape(len(rows), length)
+        # First, so that the new rows take the place of the old ones and the file does not grow.
+        sql.execute(f"DELETE FROM {table} WHERE passage_id <= ?", (ids[-1],))
         segments.append(sql, to, segments.Rows(np.array(ids), matrix, np.array(scales, np.float32)))
     # The new tables have other names, so that a process which still runs version 1 fails and never serves a part.
     sql.execute(f"DROP TABLE {table}")

@@ -70,10 +70,10 @@ class VectorReader:
             absent = read.get(segment.id)
             if absent is None:
                 rows = segments.read(sql, segment)
-                absent = np.setdiff1d(known[start:stop], rows.ids)
+                absent = _without(known[start:stop], rows.ids)
                 fresh.append(self._append(rows.after(newest)))
             self._absent[segment.id] = absent
-        outside.append(np.setdiff1d(known[end:], segments.tail_ids(sql, which)))
+        outside.append(_without(known[end:], segments.tail_ids(sql, which)))
         fresh.append(self._append(segments.read_tail(sql, which, after=newest)))
         self._ids = np.concatenate([known, *fresh])
         return np.concatenate([*outside, *self._absent.values()])
@@ -82,3 +82,7 @@ class VectorReader:
         if len(rows):
             self._arena.append(rows.ids, rows.codes, rows.scales)
         return rows.ids
+
+
+def _without(ids: NDArray[np.int64], others: NDArray[np.int64]) -> NDArray[np.int64]:
+    return np.setdiff1d(ids, others, assume_unique=True) if len(ids) else ids  # numpy hashes `others` first
