@@ -23,6 +23,7 @@ from .errors import StoreDamagedError
 # Rows that seal the tail. What is written in all hardly depends on it; with more, the put that seals takes longer.
 SEGMENT_ROWS = 1024
 
+# Version 2 of the store. A published step is never edited: what is to be changed is changed by the next one.
 TABLES = (
     # Passage ids only grow: segments by `first_id`, and after them the tail, are in their order. AUTOINCREMENT: a
     # number is never used again, so who has read a segment knows it by its number.
@@ -357,10 +358,13 @@ def find_problems(
             yield f"the vector of passage {id} has {len(codes)} components, not {dimension}"
         live.append(np.array([id]))
     ids = np.concatenate([*live, np.empty(0, np.int64)])
-    for id in np.setdiff1d(ids, passages)[:20]:
-        yield f"a vector belongs to passage {id}, which does not exist"
-    for id in np.setdiff1d(passages, ids)[:20]:
-        yield f"passage {id} has no vector"
+    for wrong, what in (
+        (np.setdiff1d(ids, passages), "has a vector but no text"),
+        (np.setdiff1d(passages, ids), "has no vector"),
+    ):
+        yield from (f"passage {id} {what}" for id in wrong[:20])
+        if len(wrong) > 20:
+            yield f"and so with {len(wrong) - 20} more passages"
 
 
 def damaged(sql: sqlite3.Connection, what: str) -> StoreDamagedError:
@@ -372,7 +376,7 @@ def damaged(sql: sqlite3.Connection, what: str) -> StoreDamagedError:
 
 
 def _digest(series: int, dimension: int, ids: bytes, scales: bytes, codes: bytes) -> bytes:
-    """The checksum of a segment: SHA-256 of all that it is made of; the lengths are fixed by the first two."""
+    """The checksum of a segment: SHA-256 of all that it is made of, after a head from which all lengths follow."""
     digest = hashlib.sha256(struct.pack("<qqq", series, dimension, len(ids)))
     for part in (ids, scales, codes):
         digest.update(part)
