@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from made_documents import WordEncoder, made, put
 from numpy.typing import NDArray
 
-from edge_sdk import database, schema
+from edge_sdk import database, schema, segments
 from edge_sdk.errors import (
     EdgeError,
     EncoderMismatchError,
@@ -582,21 +582,28 @@ def test_vectors_of_the_wrong_length_are_damage(store: Store) -> None:
 @pytest.fixture(scope="module")
 def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("sound") / "store.db"
-    with Store.open(path) as store:
+    with pytest.MonkeyPatch.context() as patch, Store.open(path) as store:
+        patch.setattr(segments, "SEGMENT_ROWS", 50)  # four, and a tail of forty
         for number in range(60):
             put(store, ENCODER, f"d{number}", *(f"passage {number} {part} " * 9 for part in "abcd"), title="Title")
     return path
 
 
+def sound_text(passage: int) -> str:
+    return f"passage {(passage - 1) // 4} {'abcd'[(passage - 1) % 4]} " * 9
+
+
 def use_all(path: Path) -> list[str]:
-    """Everything that reads, then a write."""
+    """Everything that reads, then a write. What is served is what was stored, or nothing is."""
     with Store.open(path) as store:
         problems = store.check()
         store.documents()
         store.search_text('"passage" OR "title"', 50)
-        store.vector_index()
-        for passage in store.passages(range(1, 241)):  # what is served is what was stored, or nothing is
-            assert passage.text == f"passage {(passage.id - 1) // 4} {'abcd'[(passage.id - 1) % 4]} " * 9
+        index = store.vector_index()
+        vectors = ENCODER.encode([sound_text(id) for id in index.ids.tolist()])
+        assert np.allclose(index.codes * index.scales[:, None], vectors, atol=0.003)
+        for passage in store.passages(range(1, 241)):
+            assert passage.text == sound_text(passage.id)
         put(store, ENCODER, "d7", "a new version")
         return problems
 
@@ -626,7 +633,7 @@ def test_no_damage_ends_in_anything_but_one_line(sound: Path, tmp_path: Path) ->
             refused += isinstance(error, StoreDamagedError)
         for file in tmp_path.glob(f"{number}.db*"):
             file.unlink()
-    assert refused + noticed >= 80  # the rest fell where nothing is kept, or into a vector
+    assert refused + noticed >= 80  # the rest fell where nothing is kept
     assert refused >= 60
 
 
