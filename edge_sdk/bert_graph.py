@@ -1,6 +1,6 @@
 """Finds a BERT encoder in an ONNX graph, by what its operations do and not by names, and takes out its weights.
 
-Understood are post-norm encoders with learned positions from zero, full attention and exact GELU, as the exporters of
+Understood are post-norm encoders with learned positions from zero, full attention and exact GELU, as exporters of
 PyTorch and onnxruntime write them, in floats or 8 bits. For any other graph it says why not. It runs nothing.
 """
 
@@ -14,9 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .kernel_faces import bert
-from .onnx_graph import Array, Node, OnnxGraph
+from .onnx_graph import MOVES, Array, Node, OnnxGraph
 
-_MOVES = ("Identity", "Cast", "Dropout")  # what leaves the numbers as they are
 _SHAPES = ("Reshape", "Transpose", "Squeeze", "Unsqueeze")
 _INPUTS = {"input_ids", "attention_mask", "token_type_ids"}
 _GELU = (math.sqrt(2), math.sqrt(0.5), 1.0, 0.5)  # the constants of x * 0.5 * (1 + erf(x / sqrt 2))
@@ -46,12 +45,18 @@ class _Path:
 
 def read_bert(graph: OnnxGraph) -> bert.BertWeights:
     """The weights of the encoder that the graph computes. Raises `NotBertError`."""
-    return _Reader(graph).read()
+    try:
+        return _Reader(graph).read()
+    except NotBertError:
+        raise
+    except (ValueError, LookupError, TypeError, ArithmeticError, RecursionError) as error:
+        raise NotBertError(f"its graph is not sound: {error}") from error
 
 
 def quantize(weights: NDArray[np.float32], axis: int) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
-    """Symmetric 8-bit codes with one scale for each index along `axis`. Of weights that were such codes times scales,
-    the codes come back.
+    """Symmetric 8-bit codes with one scale for each index along `axis`.
+
+    Of weights that were such codes times scales, the codes come back.
 
     >>> codes, scales = quantize(np.array([[0.5, -2.0], [1.0, 1.0]], np.float32), axis=1)
     >>> codes.tolist(), (scales * 127).tolist()
@@ -74,7 +79,7 @@ class _Reader:
         usual = [name for name in ("last_hidden_state", "token_embeddings") if name in self.graph.outputs]
         if not usual:
             raise NotBertError("it has no output named last_hidden_state")
-        state, layers, epsilons = self.origin(usual[0]), [], set()
+        state, layers, epsilons = self.graph.origin(usual[0]), [], set()
         while True:
             norm, epsilon, total = self.norm(state)
             epsilons.add(epsilon)
@@ -105,19 +110,28 @@ class _Reader:
         down, middle = self.residual(total)
         path = self.climb(down.source, ("Mul", "Div", "Add", "Erf", "Gelu"))
         up = self.only(path)
-        operators = path.operators - set(_MOVES)
+        operators = path.operators - set(MOVES)
         known = all(any(math.isclose(found, one, rel_tol=1e-3) for one in _GELU) for found in path.constants)
         if operators != {"Gelu"} and not (known and "Erf" in operators <= {"Mul", "Div", "Add", "Erf"}):
             raise NotBertError(f"its activation is made of {', '.join(sorted(path.operators))}")
         attended, epsilon, total = self.norm(middle)
         output, state = self.residual(total)
         query, key, value = self.attention(output.source)
-        if {self.origin(part.source) for part in (query, key, value)} != {state} or self.origin(
+        if {self.graph.origin(part.source) for part in (query, key, value)} != {state} or self.graph.origin(
             up.source
         ) != middle:
             raise NotBertError("its layers do not follow each other")
-        parts = [self.linear(part) for part in (query, key, value, output, up, down)]
-        return state, bert.Layer(*parts, attended=attended, fed=fed), epsilon
+        found = bert.Layer(
+            query=self.linear(query),
+            key=self.linear(key),
+            value=self.linear(value),
+            output=self.linear(output),
+            up=self.linear(up),
+            down=self.linear(down),
+            attended=attended,
+            fed=fed,
+        )
+        return state, found, epsilon
 
     # --- parts of a layer ---------------------------------------------------------------------------
 
@@ -127,7 +141,7 @@ class _Reader:
         if node.operator == "LayerNormalization" and len(node.inputs) == 3:
             gamma, beta = (self.vector(part) for part in node.inputs[1:])
             epsilon = node.attributes.get("epsilon", 1e-5)
-            return bert.Norm(gamma, beta), float(epsilon), self.origin(node.inputs[0])  # type: ignore[arg-type]
+            return bert.Norm(gamma, beta), float(epsilon), self.graph.origin(node.inputs[0])  # type: ignore[arg-type]
         scaled, beta = self.with_constant(node, "Add")
         divided, gamma = self.with_constant(self.node(scaled), "Mul")
         division = self.node(divided)
@@ -137,12 +151,16 @@ class _Reader:
         if (centred.operator, root.operator) != ("Sub", "Sqrt"):
             raise NotBertError("a normalisation is spelled in an unknown way")
         _, epsilon = self.with_constant(self.node(root.inputs[0]), "Add")
-        return bert.Norm(_flat(gamma), _flat(beta)), float(epsilon.reshape(-1)[0]), self.origin(centred.inputs[0])
+        return (
+            bert.Norm(_flat(gamma), _flat(beta)),
+            float(epsilon.reshape(-1)[0]),
+            self.graph.origin(centred.inputs[0]),
+        )
 
     def residual(self, total: str) -> tuple[_Projection, str]:
         """A sum of a projection and of what went around it."""
         node = self.node(total)
-        sides = [(self.projection(name), self.origin(other)) for name, other in _pairs(node)]
+        sides = [(self.projection(name), self.graph.origin(other)) for name, other in _pairs(node)]
         found = [(side, other) for side, other in sides if side is not None]
         if node.operator != "Add" or len(found) != 1:
             raise NotBertError(f"a {node.operator} stands where a layer should add its input")
@@ -212,8 +230,8 @@ class _Reader:
         """The name of the word table; the position table with the embedding of token type 0 added."""
         words, positions, types = [], [], []
         for table, index in self.gathers(total):
-            above = self.above(index)
-            if self.origin(index) == "input_ids":
+            above = self.graph.inputs_above(index)
+            if self.graph.origin(index) == "input_ids":
                 words.append(table)
             elif "input_ids" in above or not above <= {"token_type_ids"}:
                 raise NotBertError("its positions depend on the tokens")
@@ -229,15 +247,9 @@ class _Reader:
 
     # --- walking ------------------------------------------------------------------------------------
 
-    def origin(self, name: str) -> str:
-        """The name behind operators that change nothing."""
-        while (node := self.graph.nodes.get(name)) is not None and node.operator in _MOVES:
-            name = node.inputs[0]
-        return name
-
     def node(self, name: str, *through: str) -> Node:
-        """What computes `name`, behind what changes nothing and the operators `through` (of Where, the last input)."""
-        while (node := self.graph.nodes.get(self.origin(name))) is not None and node.operator in through:
+        """What computes `name`, behind what changes nothing and the operators `through` (Where: last input)."""
+        while (node := self.graph.nodes.get(self.graph.origin(name))) is not None and node.operator in through:
             name = node.inputs[2 if node.operator == "Where" else 0]
         if node is None:
             raise NotBertError(f"{name} is not computed")
@@ -245,12 +257,14 @@ class _Reader:
 
     def projection(self, name: str) -> _Projection | None:
         """The product with a stored matrix plus a stored vector that `name` is, if it is one."""
-        node = self.graph.nodes.get(self.origin(name))
+        node = self.graph.nodes.get(self.graph.origin(name))
         for product, bias in _pairs(node) if node is not None and node.operator == "Add" else ():
-            inner = self.graph.nodes.get(self.origin(product))
-            if inner is not None and inner.operator == "MatMul" and len(self.graph.shape(bias) or ()) == 1:
-                if len(self.graph.shape(inner.inputs[1]) or ()) == 2:
-                    return _Projection(inner.inputs[0], inner.inputs[1], bias)
+            inner = self.graph.nodes.get(self.graph.origin(product))
+            if inner is None or inner.operator != "MatMul":
+                continue
+            shapes = self.graph.shape(inner.inputs[1]), self.graph.shape(bias)
+            if [len(shape or ()) for shape in shapes] == [2, 1]:
+                return _Projection(inner.inputs[0], inner.inputs[1], bias)
         return None
 
     def climb(self, name: str, through: tuple[str, ...]) -> _Path:
@@ -265,13 +279,13 @@ class _Reader:
             seen.add(name)
             projection = self.projection(name)
             if projection is not None:
-                path.found[self.origin(name)] = projection
+                path.found[self.graph.origin(name)] = projection
                 continue
             exact = node.attributes.get("approximate", b"none") == b"none"
             path.operators.add(node.operator if exact else f"approximate {node.operator}")
-            if node.operator not in (*through, *_MOVES):
+            if node.operator not in (*through, *MOVES):
                 continue
-            data = node.inputs[:1] if node.operator in (*_SHAPES, *_MOVES) else node.inputs
+            data = node.inputs[:1] if node.operator in (*_SHAPES, *MOVES) else node.inputs
             for part in data:
                 shape = self.graph.shape(part)
                 constant = self.graph.constant(part) if shape is not None and math.prod(shape) == 1 else None
@@ -292,7 +306,7 @@ class _Reader:
 
     def leads_to_product(self, name: str) -> bool:
         """Whether a product of two computed tensors is behind a mask or a scale."""
-        node = self.graph.nodes.get(self.origin(name))
+        node = self.graph.nodes.get(self.graph.origin(name))
         if node is None:
             return False
         if node.operator == "MatMul":
@@ -301,31 +315,10 @@ class _Reader:
 
     def learned(self, name: str) -> bool:
         """Whether a stored tensor of more than one float goes into `name`."""
-        return any(value is not None and value.dtype.kind == "f" and value.size > 1 for value in self.leaves(name))
-
-    def leaves(self, name: str) -> Iterator[Array | None]:
-        """Stored tensors above `name`."""
-        seen, todo = set(), [name]
-        while todo:
-            name = todo.pop()
-            if name and name not in seen:
-                seen.add(name)
-                node = self.graph.nodes.get(name)
-                if node is None or node.operator == "Constant":
-                    yield self.graph.constant(name)
-                else:
-                    todo += node.inputs
-
-    def above(self, name: str) -> set[str]:
-        """Inputs of the model whose values, and not only whose shape, go into `name`."""
-        seen, todo = set(), [name]
-        while todo:
-            name = todo.pop()
-            if name not in seen:
-                seen.add(name)
-                node = self.graph.nodes.get(name)
-                todo += node.inputs if node is not None and node.operator != "Shape" else ()
-        return seen & set(self.graph.inputs)
+        return any(
+            value is not None and value.dtype.kind == "f" and value.size > 1
+            for value in self.graph.stored_above(name)
+        )
 
     def gathers(self, name: str) -> Iterator[tuple[str, str]]:
         """Tables and indices of the lookups that a sum adds up."""
@@ -347,7 +340,7 @@ class _Reader:
         if node.operator == "Range":
             start, step = self.graph.constant(node.inputs[0]), self.graph.constant(node.inputs[2])
             return start is not None and step is not None and (int(start), int(step)) == (0, 1)
-        return node.operator in (*_MOVES, *_SHAPES, "Slice", "Expand") and self.counts_up(node.inputs[0])
+        return node.operator in (*MOVES, *_SHAPES, "Slice", "Expand") and self.counts_up(node.inputs[0])
 
     def width(self, projection: _Projection) -> int:
         return (self.graph.shape(projection.weights) or (0, 0))[1]
@@ -385,15 +378,11 @@ class _Reader:
         """8-bit codes of a matrix with a scale for each index along `axis`: those of the file where it has such."""
         node = self.graph.nodes.get(name)
         if node is not None and node.operator == "Mul":
-            stored, scale = (self.graph.constant(self.origin(part)) for part in node.inputs)
-            wanted = tuple(-1 if at == axis else 1 for at in range(2))
-            fits = stored is not None and scale is not None and stored.dtype == np.int8
-            if (
-                fits
-                and scale.shape == tuple(stored.shape[at] if at == axis else 1 for at in range(2))
-                and stored.min() > -128
-            ):  # type: ignore[union-attr]  # noqa: E501
-                return np.ascontiguousarray(stored), _flat(scale)  # type: ignore[arg-type]
+            stored, scale = (self.graph.constant(self.graph.origin(part)) for part in node.inputs)
+            if stored is not None and scale is not None and stored.dtype == np.int8 and stored.ndim == 2:
+                wanted = tuple(size if at == axis else 1 for at, size in enumerate(stored.shape))
+                if scale.shape == wanted and stored.min() > -128:
+                    return np.ascontiguousarray(stored), _flat(scale)
         return quantize(self.table(name), axis)
 
 

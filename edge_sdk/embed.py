@@ -16,13 +16,14 @@ from numpy.typing import NDArray
 
 from .device import default_threads
 from .errors import ConfigError, EngineError
-from .onnx_session import OnnxSession, find_model
+from .onnx_session import OnnxFile, OnnxSession, find_model
 from .tokenizer import Tokenizer
 
 _WINDOW = 1024  # texts sorted by length together
 _RUN_TOKENS = 256  # of one run, padding included: more costs memory and, beyond the CPU's caches, time
-_CHARACTERS_PER_TOKEN = 16  # natural text has about 4: what lies beyond is cut before the tokenizer sees it
 _FED = {"input_ids", "attention_mask", "token_type_ids"}
+CHARACTERS_PER_TOKEN = 16
+"""Natural text has about 4: what lies beyond is cut before the tokenizer sees it."""
 
 
 class Encoder(Protocol):
@@ -61,7 +62,7 @@ class OnnxEncoder:
         # A dynamically quantized model rounds by what shares the run: alone, a text always gives one vector.
         self._run_tokens = 1 if session.file.quantizes_activations else _RUN_TOKENS
         self._dimension = int(self._pooled([[pad]]).shape[1])  # a first run, so that a wrong model fails here
-        self._fingerprint = self._digest()
+        self._fingerprint = encoder_fingerprint(session.file, max_tokens, self._dimension)
 
     @classmethod
     def open(
@@ -99,7 +100,7 @@ class OnnxEncoder:
         return np.concatenate(windows) if windows else np.zeros((0, self._dimension), np.float32)
 
     def _encode_window(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        limit = self._max_tokens * _CHARACTERS_PER_TOKEN
+        limit = self._max_tokens * CHARACTERS_PER_TOKEN
         tokens = [self._tokenizer.encode(text[:limit], framed=True) for text in texts]
         vectors = np.zeros((len(texts), self._dimension), np.float32)
         for run in runs_by_length([len(ids) for ids in tokens], self._run_tokens):
@@ -131,17 +132,18 @@ class OnnxEncoder:
         """Only the inputs that the model has, in the type that it wants."""
         return {name: feeds[name].astype(spec.dtype, copy=False) for name, spec in self._session.inputs.items()}
 
-    def _digest(self) -> str:
-        file = self._session.file
-        facts = {
-            "model": [_sha256(path) for path in (file.path, *file.external)],
-            "tokenizer": _sha256(file.path.parent / "tokenizer.json"),
-            "pooling": "mean",
-            "normalisation": "l2",
-            "max_tokens": self._max_tokens,
-            "dimension": self._dimension,
-        }
-        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+def encoder_fingerprint(file: OnnxFile, max_tokens: int, dimension: int) -> str:
+    """The sha256 of what decides a vector, whichever code computes it: files, pooling, normalisation, window."""
+    facts = {
+        "model": [_sha256(path) for path in (file.path, *file.external)],
+        "tokenizer": _sha256(file.path.parent / "tokenizer.json"),
+        "pooling": "mean",
+        "normalisation": "l2",
+        "max_tokens": max_tokens,
+        "dimension": dimension,
+    }
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
 def runs_by_length(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:

@@ -29,13 +29,13 @@ def open_store(settings: Settings) -> Store:
 
 def load_encoder(settings: Settings) -> Encoder:
     """Load the encoder of the settings. Raises `ModelError` with the command that fetches it."""
-    from .embed import OnnxEncoder
+    from .bert import open_encoder
     from .models import resolve
 
     model = resolve(settings.encoder, settings)
     if model.role != "encoder":
         raise ModelError(f"{model.name} is a {model.role}, not an encoder", hint="see `edge models`")
-    return OnnxEncoder.open(model.directory, name=model.name)
+    return open_encoder(model.directory, name=model.name)
 
 
 def load_engine(settings: Settings) -> tuple[Engine, Reading]:

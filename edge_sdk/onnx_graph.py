@@ -1,7 +1,7 @@
 """Reads the graph of an ONNX file in plain Python: nodes with their attributes, and tensors as numpy arrays.
 
-For files that `inspect_onnx` has passed. It runs nothing and knows nothing of what a graph computes, but for folding
-the few operators with which exporters write a stored tensor.
+For files that `inspect_onnx` has passed. It runs nothing and knows nothing of what a graph computes, but for the
+few operators with which exporters write a stored tensor.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ Attribute = int | float | bytes | tuple[int, ...] | Array
 
 # Numbers of element types in onnx.proto3, little-endian as the format stores them.
 _TYPES = {1: "<f4", 2: "u1", 3: "i1", 6: "<i4", 7: "<i8", 9: "?", 10: "<f2", 11: "<f8"}
+MOVES = ("Identity", "Cast", "Dropout")
+"""Operators that leave the numbers as they are."""
 _FOLDED = ("Identity", "Cast", "Transpose", "Mul", "DequantizeLinear")
 
 
@@ -74,7 +76,8 @@ class OnnxGraph:
         if len(known) < len(shapes):
             return None
         if node.operator == "Transpose":
-            return tuple(known[0][at] for at in node.attributes.get("perm", range(len(known[0]))[::-1]))  # type: ignore[union-attr]  # noqa: E501
+            order = _order(node, len(known[0]))
+            return tuple(known[0][at] for at in order)
         return np.broadcast_shapes(*known) if node.operator == "Mul" else known[0]
 
     def constant(self, name: str) -> Array | None:
@@ -96,19 +99,56 @@ class OnnxGraph:
             return None
         return _folded(node, [part for part in parts if part is not None])
 
+    def origin(self, name: str) -> str:
+        """The name behind operators that change nothing."""
+        while (node := self.nodes.get(name)) is not None and node.operator in MOVES:
+            name = node.inputs[0]
+        return name
+
+    def stored_above(self, name: str) -> Iterator[Array]:
+        """Stored tensors that go into `name`."""
+        for above in self._above(name, through_shapes=True):
+            node = self.nodes.get(above)
+            value = self.constant(above) if node is None or node.operator == "Constant" else None
+            if value is not None:
+                yield value
+
+    def inputs_above(self, name: str) -> set[str]:
+        """Inputs of the graph whose values, and not only whose shapes, go into `name`."""
+        return self._above(name, through_shapes=False) & set(self.inputs)
+
+    def _above(self, name: str, *, through_shapes: bool) -> set[str]:
+        seen: set[str] = set()
+        todo = [name]
+        while todo:
+            name = todo.pop()
+            if name not in seen:
+                seen.add(name)
+                node = self.nodes.get(name)
+                if node is not None and (through_shapes or node.operator != "Shape"):
+                    todo += node.inputs
+        return seen
+
     def _read(self, graph: memoryview) -> None:
+        nodes: list[Node] = []
         for number, part in _fields(graph):
             if not isinstance(part, memoryview):
                 continue
             if number == 1:
-                node = self._node(part)
-                self.nodes.update(dict.fromkeys(node.outputs, node))
+                nodes.append(self._node(part))
             elif number == 5:
                 name, array = self._tensor(part)
                 self._tensors[name] = array
             elif number in (11, 12):
                 names = self.inputs if number == 11 else self.outputs
                 names.extend(_text(value) for key, value in _fields(part) if key == 1)
+        every = {name for node in nodes for name in node.outputs if name}
+        for node in nodes:  # in the order that the format demands, so that walking up always ends
+            if any(name in every and name not in self.nodes for name in node.inputs):
+                raise ValueError(f"a {node.operator} stands before its input")
+            if not self.nodes.keys().isdisjoint(node.outputs):
+                raise ValueError(f"a {node.operator} gives what is there already")
+            self.nodes.update((name, node) for name in node.outputs if name)
 
     def _node(self, data: memoryview) -> Node:
         inputs, outputs, operator, attributes = [], [], "", {}
@@ -177,6 +217,12 @@ class OnnxGraph:
         return self._maps[path]
 
 
+def _order(node: Node, dimensions: int) -> tuple[int, ...]:
+    """What a Transpose puts where; by default it turns the dimensions around."""
+    order = node.attributes.get("perm")
+    return order if isinstance(order, tuple) else tuple(reversed(range(dimensions)))
+
+
 def _folded(node: Node, parts: list[Array]) -> Array:
     """What an operator of stored tensors gives, in single precision unless it only moves numbers."""
     if node.operator == "Identity":
@@ -184,7 +230,7 @@ def _folded(node: Node, parts: list[Array]) -> Array:
     if node.operator == "Cast":
         return parts[0].astype(_TYPES[int(node.attributes["to"])])  # type: ignore[arg-type]
     if node.operator == "Transpose":
-        return parts[0].transpose(node.attributes.get("perm"))  # type: ignore[arg-type]
+        return parts[0].transpose(_order(node, parts[0].ndim))
     if node.operator == "Mul":
         return np.asarray(parts[0] * parts[1])
     axis = node.attributes.get("axis", 1)

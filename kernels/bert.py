@@ -1,7 +1,7 @@
 """A BERT encoder with 8-bit matrix products (`bert.c`): token ids to unit vectors, in C only.
 
-Where the library is absent, or the CPU has none of its fast instruction sets, `best_path` says so and the caller takes
-another encoder. Knows nothing of files, text or threads: one `BertKernel` may be used from several at once.
+Where the library is absent, or the CPU has none of its fast instruction sets, `best_path` says so and the caller
+takes another encoder. Knows nothing of files, text or threads: one `BertKernel` may be used from several at once.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ class BertKernel:
         shape = _Shape(
             len(weights.layers), self.hidden, weights.heads, inner, words, self.positions, weights.epsilon
         )
-        number = paths()[best_path() if path is None else path]
+        number = paths()[path or best_path() or PORTABLE]
         size = _call("edge_bert_arena")(ctypes.byref(shape), number)
         if not size:
             raise ValueError(f"the kernel has no BERT of {self.hidden} dimensions in {weights.heads} heads")

@@ -1,4 +1,4 @@
-"""Makes small BERT encoders for tests: random weights, and ONNX files of them in the spellings of three exporters."""
+"""Makes small BERT encoders for tests: random weights, and ONNX files of them in three spellings of exporters."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def random_weights(
 
 
 def write_bert(directory: Path, weights: bert.BertWeights, spelling: Spelling) -> None:
-    """The encoder as an ONNX file with a byte-level tokenizer: `fused` operators, `plain` ones, or `int8` weights."""
+    """The encoder as ONNX with a byte-level tokenizer: `fused` operators, `plain` ones, or `int8` weights."""
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "model.onnx").write_bytes(_Writer(weights, spelling).file())
     write_tokenizer(directory)
@@ -83,9 +83,11 @@ class _Writer:
         inputs = [
             value(name, "int64", ["batch", "tokens"]) for name in ("input_ids", "attention_mask", "token_type_ids")
         ]
-        return model(
-            self.nodes, self.tensors, inputs, [value("last_hidden_state", "float32", ["batch", "tokens", hidden])]
-        )
+        output = value("last_hidden_state", "float32", ["batch", "tokens", hidden])
+        opset = (
+            20 if self.spelling == "fused" else 17
+        )  # the first with Gelu; the last whose ReduceMean has attributes
+        return model(self.nodes, self.tensors, inputs, [output], opset=opset)
 
     def layer(self, x: str, mask: str, layer: bert.Layer) -> str:
         query, key, content = (

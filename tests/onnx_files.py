@@ -53,11 +53,16 @@ def value(name: str, dtype: str, shape: Sequence[int | str]) -> bytes:
 
 
 def model(
-    nodes: Sequence[bytes], tensors: Sequence[bytes], inputs: Sequence[bytes], outputs: Sequence[bytes]
+    nodes: Sequence[bytes],
+    tensors: Sequence[bytes],
+    inputs: Sequence[bytes],
+    outputs: Sequence[bytes],
+    *,
+    opset: int = 17,
 ) -> bytes:
     graph = [field(1, part) for part in nodes] + [field(2, "g")] + [field(5, part) for part in tensors]
     graph += [field(11, part) for part in inputs] + [field(12, part) for part in outputs]
-    return field(1, 8) + field(2, "edge tests") + field(7, b"".join(graph)) + field(8, field(2, 17))
+    return field(1, 8) + field(2, "edge tests") + field(7, b"".join(graph)) + field(8, field(2, opset))
 
 
 # --- models -----------------------------------------------------------------------------------------
