@@ -14,7 +14,7 @@ from itertools import groupby
 MAX_TERMS = 64
 MAX_BYTES = 4096
 
-_STOP_WORDS = frozenset(
+STOP_WORDS = frozenset(
     """a about above after again against all am an and any are as at be because been before being below between both
     but by can could did do does doing down during each few for from further had has have having he her here hers
     herself him himself his how i if in into is it its itself just me more most my myself no nor not now of off on
@@ -22,6 +22,7 @@ _STOP_WORDS = frozenset(
     them themselves then there these they this those through to too under until up very was we were what when where
     which while who whom whose why will with would you your yours yourself yourselves""".split()
 )
+"""English words that say nothing of what a text is about."""
 # What stands left and right of the apostrophe of a contraction; not dropped elsewhere ("who won").
 _CONTRACTED = frozenset(
     """s t d ll m re ve ain aren couldn didn doesn don hadn hasn haven isn mightn mustn needn shan shouldn wasn
@@ -49,7 +50,7 @@ def match_expression(question: str) -> str:
     >>> match_expression("who is who"), match_expression(' "?* ')
     ('"who" OR "is" OR "who"', '')
     """
-    return _join(_terms(question, _STOP_WORDS)) or _join(_terms(question, frozenset()))
+    return _join(_terms(question, STOP_WORDS)) or _join(_terms(question, frozenset()))
 
 
 def _terms(question: str, stop_words: frozenset[str]) -> Iterator[list[str]]:

@@ -1,4 +1,4 @@
-"""From a question to the best passages: BM25 over the whole corpus and vectors, fused by reciprocal rank.
+"""From a question to the best passages: BM25 and vectors over the whole corpus, fused, and feedback from the best.
 
 Knows nothing of prompts, models or what is done with the passages.
 """
@@ -6,7 +6,8 @@ Knows nothing of prompts, models or what is done with the passages.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 
 from .errors import EngineError
 from .fulltext import match_expression
+from .ranking import best_first, feed_back, fuse, word_vectors
 from .records import Hit, Passage
 from .schema import storable
 
@@ -22,89 +24,96 @@ if TYPE_CHECKING:
     from .store import Store
     from .vectors import VectorIndex
 
-RANK_CONSTANT = 10
-"""The k of reciprocal rank fusion. With the usual 60, a passage that both rankings put at 30 beats one that a
-single ranking puts first. On two rankings 10 found more: recall@5 of 500 SQuAD questions .986 (60: .964), nDCG@10
-on CISI .457 (.437), on Cranfield .435 (.438)."""
+LEADING = 50
+"""How many of the best candidates take part in the feedback; their texts and vectors are read."""
+_TEXT_DEPTH = 10  # times `candidates`: FTS5 scores every match whatever the limit, and vectors find some of these
 SAME_TEXT = 0.9
 """Share of common word triples from which two passages count as one text."""
 
 
 def retrieve(
-    store: Store, encoder: Encoder | None, question: str, k: int = 8, *, candidates: int = 50
+    store: Store, encoder: Encoder | None, question: str, k: int = 8, *, candidates: int = 100
 ) -> list[Hit]:
     """The k best passages, best first; an empty store or question gives an empty list.
 
-    Both rankings look at everything and contribute their `candidates` best: BM25 (FTS5) and the cosine of the
-    vectors; without an encoder BM25 alone. They are fused by reciprocal rank (Cormack, Clarke and Büttcher, SIGIR
-    2009). Of passages with nearly the same text only the best stays. With an encoder every hit has its
-    `similarity`, wherever it was found. Raises `EncoderMismatchError` when the store's vectors are another's.
+    Two rankings look at everything and propose their `candidates` best: BM25 (FTS5) and the cosine of the vectors;
+    without an encoder BM25 alone. Their scores are fused, and the `LEADING` best are ranked again by how much they
+    are like those in front, in words and in vectors (`ranking`). Of passages with nearly the same text only the
+    best stays. A hit's `score` is between 0 and 1; with an encoder every hit has its `similarity` to the question,
+    wherever it was found. Raises `EncoderMismatchError` when the store's vectors are another's.
     """
     question = storable(question)
     if k < 1 or not question.strip():
         return []
     candidates = max(candidates, k)
-    scores = dict(store.search_text(match_expression(question), candidates))
-    rankings = [list(scores)]
-    similarities: dict[int, float] = {}
-    if encoder is not None:
-        index, query = _vectors(store, encoder, question)
-        if index is not None and query.any():
-            rankings.append(index.top_k(query, candidates)[0].tolist())
-        ids = list(dict.fromkeys(id for ranking in rankings for id in ranking))
-        if index is not None:
-            similarities = dict(zip(ids, index.cosines(query, ids).tolist(), strict=True))
-    places = [{id: place for place, id in enumerate(ranking, 1)} for ranking in rankings]
-    fused = fuse(rankings)
-    passages = {passage.id: passage for passage in store.passages(list(fused))}
+    bm25 = dict(store.search_text(match_expression(question), candidates * _TEXT_DEPTH))
+    asked = None if encoder is None else _ask_vectors(store, encoder, question)
+    nearest = [] if asked is None else asked.index.top_k(asked.query, candidates)[0].tolist()
+    ids = np.array(sorted({*list(bm25)[:candidates], *nearest}), np.int64)
+    cosines = None if asked is None else asked.index.cosines(asked.query, ids.tolist()).astype(np.float64)
+    scores = fuse(np.array([bm25.get(id, 0.0) for id in ids.tolist()]), cosines)
+    best = best_first(scores, ids)[: max(LEADING, k)]
+    passages = {passage.id: passage for passage in store.passages(ids[best].tolist())}
+    best = best[[id in passages for id in ids[best].tolist()]]  # without those deleted since
+
+    leading = best[:LEADING]
+    spaces = [word_vectors([_words(passages[id]) for id in ids[leading].tolist()])]
+    if asked is not None:
+        spaces.append(asked.index.vectors(ids[leading].tolist()))
+    scores /= 2  # what follows the leading ones stays behind them
+    scores[leading] = feed_back(2 * scores[leading], spaces)
+    best = best[best_first(scores[best], ids[best])]
+
+    places = [{id: place for place, id in enumerate(ranking, 1)} for ranking in (bm25, nearest)]
+    similarities = {} if cosines is None else dict(zip(ids.tolist(), cosines.tolist(), strict=True))
+    final = dict(zip(ids.tolist(), scores.tolist(), strict=True))
     return [
         Hit(
             passage,
-            score=fused[passage.id],
+            score=final[passage.id],
             bm25_rank=places[0].get(passage.id),
-            bm25=scores.get(passage.id),
-            vector_rank=places[1].get(passage.id) if len(places) > 1 else None,
+            bm25=bm25.get(passage.id),
+            vector_rank=places[1].get(passage.id),
             similarity=similarities.get(passage.id),
         )
-        for passage in _distinct([passages[id] for id in fused if id in passages], k)
+        for passage in _distinct([passages[id] for id in ids[best].tolist()], k)
     ]
 
 
-def fuse(rankings: Iterable[Sequence[int]]) -> dict[int, float]:
-    """Reciprocal rank fusion: each id with its score, best first; equal scores in the order of the ids.
+@dataclass(frozen=True, slots=True, eq=False)
+class _Asked:
+    """The vectors of a store and that of a question."""
 
-    >>> {id: round(score, 3) for id, score in fuse([[7, 8], [9, 7]]).items()}
-    {7: 0.174, 9: 0.091, 8: 0.083}
-    """
-    scores: dict[int, float] = {}
-    for ranking in rankings:
-        for place, id in enumerate(ranking, 1):
-            scores[id] = scores.get(id, 0.0) + 1 / (RANK_CONSTANT + place)
-    return dict(sorted(scores.items(), key=lambda item: (-item[1], item[0])))
+    index: VectorIndex
+    query: NDArray[np.float32]
 
 
-def _vectors(store: Store, encoder: Encoder, question: str) -> tuple[VectorIndex | None, NDArray[np.float32]]:
-    """The store's index, None when it is empty, and the question's vector."""
+def _ask_vectors(store: Store, encoder: Encoder, question: str) -> _Asked | None:
+    """None where there is nothing to compare: an empty store, a question without a token."""
     store.use_encoder(encoder.fingerprint, encoder.dimension)
     index = store.vector_index()
     if not len(index):
-        return None, np.zeros(encoder.dimension, np.float32)
+        return None
     query = encoder.encode([question])[0]
     if not np.isfinite(query).all():
         raise EngineError("the encoder gave numbers that are not finite", hint="its file may be damaged")
-    return index, query
+    return _Asked(index, query) if query.any() else None
 
 
 def _distinct(passages: Sequence[Passage], k: int) -> list[Passage]:
     """The first k passages that do not repeat an earlier one."""
     kept: list[tuple[Passage, frozenset[tuple[str, ...]]]] = []
     for passage in passages:
-        triples = _word_triples(f"{passage.heading}\n{passage.text}")
+        triples = _word_triples(_words(passage))
         if not any(_overlap(triples, other) >= SAME_TEXT for _, other in kept):
             kept.append((passage, triples))
         if len(kept) == k:
             break
     return [passage for passage, _ in kept]
+
+
+def _words(passage: Passage) -> str:
+    return f"{passage.heading}\n{passage.text}"
 
 
 def _word_triples(text: str) -> frozenset[tuple[str, ...]]:

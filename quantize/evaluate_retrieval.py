@@ -48,7 +48,7 @@ SYSTEMS = {
 """What is measured."""
 _WITHOUT_VECTORS = ("bm25", "bm25_stop", "bm25s")
 _RANKING = 100  # passages that each ranking contributes to a plain fusion
-_HITS = 50  # passages asked of `retrieve`: enough for `DEPTH` documents that were chunked
+_HITS = 30  # passages asked of `retrieve`: enough for `DEPTH` documents that were chunked
 
 Ranker = Callable[[str, NDArray[np.float32]], Sequence[int]]
 

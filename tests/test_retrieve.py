@@ -10,7 +10,7 @@ from made_documents import WordEncoder, made, put
 from numpy.typing import NDArray
 
 from edge_sdk.errors import EncoderMismatchError, EngineError
-from edge_sdk.retrieve import fuse, retrieve
+from edge_sdk.retrieve import LEADING, retrieve
 from edge_sdk.store import Store
 
 ENCODER = WordEncoder(dimension=256)
@@ -66,7 +66,8 @@ def test_every_hit_carries_both_ranks_and_the_cosine(store: Store) -> None:
     assert hits[0].bm25 is not None
     assert hits[1].bm25 is not None
     assert hits[0].bm25 > hits[1].bm25 > 0
-    assert hits[0].score == pytest.approx(2 / 11)
+    assert hits[0].score == 1.0  # first in both
+    assert hits[0].score > hits[1].score >= 0
     for hit in hits:
         assert hit.similarity == pytest.approx(float(ENCODER.encode([hit.passage.text])[0] @ query), abs=0.01)
 
@@ -144,10 +145,66 @@ def test_what_another_process_adds_is_found_at_once(store: Store) -> None:
     assert retrieve(store, ENCODER, "when does milk go in?")[0].passage.document == "milk"
 
 
-def test_fusion_rewards_agreement_and_breaks_ties_by_id() -> None:
-    assert list(fuse([[1, 2, 3], [3, 2, 4]])) == [3, 2, 1, 4]
-    assert list(fuse([[5, 1], [1, 5]])) == [1, 5]
-    assert fuse([]) == fuse([[]]) == {}
+def test_hits_come_by_score_and_equal_ones_by_id(store: Store) -> None:
+    for encoder in (ENCODER, None):
+        scores = [hit.score for hit in retrieve(store, encoder, "hot water and a long ride")]
+        assert scores == sorted(scores, reverse=True)
+        assert 0 <= min(scores) <= max(scores) <= 1
+    one, two = "The kettle is blue; mine whistles.", "Every kettle is red, yours leaks."
+    for name in ("a", "b"):  # the same scores by construction: one word of the question each, the same length
+        put(store, ENCODER, f"one {name}", one, heading=name)
+        put(store, ENCODER, f"two {name}", two, heading=name)
+    ids = [hit.passage.id for hit in retrieve(store, None, "kettle") if hit.bm25 is not None]
+    assert ids == sorted(ids)
+
+
+def test_one_passage_is_enough(tmp_path: Path) -> None:
+    with Store.open(tmp_path / "one.db") as store:
+        put(store, ENCODER, "tea", TEXTS["tea"])
+        for encoder in (ENCODER, None):
+            assert [hit.score for hit in retrieve(store, encoder, "tea water")] == [1.0]
+
+
+def test_more_hits_than_take_part_in_the_feedback_stay_in_order(tmp_path: Path) -> None:
+    with Store.open(tmp_path / "many.db") as store:
+        for number in range(LEADING + 20):
+            words = " ".join(f"word{number}x{each}" for each in range(number + 1))
+            put(store, ENCODER, str(number), f"kettle {words}")
+        hits = retrieve(store, ENCODER, "kettle", k=LEADING + 20)
+    assert len(hits) == LEADING + 20
+    assert [hit.score for hit in hits] == sorted((hit.score for hit in hits), reverse=True)
+
+
+def test_feedback_finds_what_the_question_has_no_word_for(tmp_path: Path) -> None:
+    """The two leading passages say what a jaguar is about here; the others that have the word say otherwise."""
+    texts = {
+        "cat": "The jaguar hunts at night in the rain forest and swims across rivers.",
+        "cub": "A jaguar cub learns to hunt in the rain forest and to swim across rivers.",
+        "prey": "In the rain forest it hunts at night, and swims across rivers after its prey.",
+        "car": "The jaguar needs new brakes, tyres and an oil change in the workshop every autumn.",
+        "shop": "The workshop does brakes, tyres and an oil change every autumn.",
+    }
+    with Store.open(tmp_path / "jaguar.db") as store:
+        for name, text in texts.items():
+            put(store, ENCODER, name, text)
+        found = [hit.passage.document for hit in retrieve(store, ENCODER, "hunting jaguar")]
+    assert found[:2] == ["cub", "cat"] or found[:2] == ["cat", "cub"]
+    assert found.index("prey") < found.index("shop")
+
+
+def test_feedback_leaves_the_one_exact_match_in_front(tmp_path: Path) -> None:
+    """However many passages resemble each other, the one that has the name itself stays first."""
+    with Store.open(tmp_path / "names.db") as store:
+        put(store, ENCODER, "right", "Set EDGE_HOME_XYZZY to the folder of the models before the first start.")
+        for number in range(60):
+            put(store, ENCODER, str(number), f"Before the first start set the folder of the models, part {number}.")
+        for encoder in (ENCODER, None):
+            assert retrieve(store, encoder, "EDGE_HOME_XYZZY")[0].passage.document == "right"
+            assert retrieve(store, encoder, "what is EDGE_HOME_XYZZY for?")[0].passage.document == "right"
+
+
+def test_the_same_question_gives_the_same_hits(store: Store) -> None:
+    assert retrieve(store, ENCODER, "hot water") == retrieve(store, ENCODER, "hot water")
 
 
 @pytest.mark.model
@@ -171,4 +228,4 @@ def test_recall_on_real_questions_stays_at_what_was_measured(minilm_dir: Path, t
         for row in questions:
             hits = retrieve(store, encoder, row["question"], 5)
             found += row["passage_id"] in {hit.passage.document for hit in hits}
-    assert found / len(questions) >= 0.973
+    assert found / len(questions) >= 0.98
