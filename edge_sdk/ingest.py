@@ -1,14 +1,18 @@
 """Documents in: finds what the sources name, skips what has not changed, parses, cuts, embeds, stores.
 
 One document is one transaction and is durable when its report is there, so an interrupted run is resumed by
-running it again. Knows nothing of formats, encoders' insides or SQL.
+running it again. While one document is stored, a thread embeds the next ones, several small ones together. Knows
+nothing of formats, encoders' insides or SQL.
 """
 
 from __future__ import annotations
 
 import os
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Event
 from typing import TYPE_CHECKING, Protocol
@@ -26,8 +30,10 @@ if TYPE_CHECKING:
     from .embed import Encoder
     from .store import Store
 
-SLICE = 256
-"""Passages that are embedded at once: between two slices a run can be cancelled."""
+SLICE = 128
+"""Passages that are embedded at once, of one document or of several: between two slices a run can be cancelled."""
+_AHEAD = 2 * SLICE  # passages that are cut before those in front of them are stored
+_DOCUMENTS_AHEAD = 64  # of which most may be unchanged, and so without passages
 
 
 class Progress(Protocol):
@@ -52,7 +58,8 @@ def add(
     skipped) or `py:module` (a package stands for all its public modules). What fails is reported as `failed`
     and the rest goes on; errors of the store and the encoder are raised. A document whose content hash is
     that of the stored one is `unchanged`, unless `again` is set. Setting `cancel` ends the run before the
-    next document or slice of passages; what was reported is stored, the document at hand is not.
+    next document or slice of passages; what was reported is stored, the document at hand is not. Nothing is
+    stored before its report is asked for; the encoder is called in a thread of its own.
     """
     store.use_encoder(encoder.fingerprint, encoder.dimension)
     return _Run(store, encoder, limits, progress, cancel or Event(), again).reports(sources)
@@ -128,6 +135,62 @@ def _folder(root: str) -> Iterator[_Task]:
 
 
 @dataclass(frozen=True, slots=True)
+class _Cut:
+    """A document in passages, whose vectors are on their way: `parts` are the slices, each with its first row."""
+
+    document: ParsedDocument
+    chunks: Sequence[Chunk]
+    vectors: NDArray[np.float32]
+    parts: list[tuple[int, Future[None]]] = field(default_factory=list)
+
+
+class _Ahead:
+    """Embeds passages in a thread of its own, slice by slice, so that memory stays flat."""
+
+    def __init__(self, encoder: Encoder) -> None:
+        self._encoder = encoder
+        self._pool = ThreadPoolExecutor(1, "edge-ingest")
+        self._texts: list[str] = []
+        self._rows: list[tuple[_Cut, int, int]] = []  # of which document, from which row on, how many
+
+    def close(self) -> None:
+        """Wait for the slice at hand and drop the others."""
+        self._pool.shutdown(cancel_futures=True)
+
+    def add(self, document: ParsedDocument, chunks: Sequence[Chunk]) -> _Cut:
+        """Take a document; its passages are embedded when a slice is full, or at `flush_for`."""
+        import numpy as np
+
+        cut = _Cut(document, chunks, np.empty((len(chunks), self._encoder.dimension), np.float32))
+        start = 0
+        while start < len(chunks):
+            part = chunks[start : start + SLICE - len(self._texts)]
+            self._texts += [embedding_text(chunk.heading, chunk.text) for chunk in part]
+            self._rows.append((cut, start, len(part)))
+            start += len(part)
+            if len(self._texts) == SLICE:
+                self._submit()
+        return cut
+
+    def flush_for(self, cut: _Cut) -> None:
+        """Do not wait for a whole slice when passages of this document are in it."""
+        if any(one is cut for one, _, _ in self._rows):
+            self._submit()
+
+    def _submit(self) -> None:
+        slice_ = self._pool.submit(self._embed, self._texts, self._rows)
+        for cut, start, _ in self._rows:
+            cut.parts.append((start, slice_))
+        self._texts, self._rows = [], []
+
+    def _embed(self, texts: list[str], rows: list[tuple[_Cut, int, int]]) -> None:
+        vectors, at = self._encoder.encode(texts), 0
+        for cut, start, count in rows:
+            cut.vectors[start : start + count] = vectors[at : at + count]
+            at += count
+
+
+@dataclass(frozen=True, slots=True)
 class _Run:
     """One call of `add`."""
 
@@ -141,24 +204,44 @@ class _Run:
     def reports(self, sources: Iterable[str | Path]) -> Iterator[AddReport]:
         tasks = list({task.name: task for source in sources for task in _tasks(source)}.values())
         silent = {task.package for task in tasks if task.package}
-        for done, task in enumerate(tasks):
-            if self.cancel.is_set():
-                return
-            self._tell(done, len(tasks), task.name)
-            prepared = self._prepare(task)
-            if prepared is None:
-                continue
-            if isinstance(prepared, ParsedDocument):
-                chunks = chunk_document(prepared)
-                vectors = self._embed(prepared, chunks, done, len(tasks))
-                if vectors is None:
+        with closing(_Ahead(self.encoder)) as ahead:
+            prepared: deque[_Cut | AddReport | None] = deque()
+            for done, task in enumerate(tasks):
+                if self.cancel.is_set():
                     return
-                prepared = AddReport(task.name, self.store.put(prepared, chunks, vectors), passages=len(chunks))
-            silent.discard(task.package)
-            yield prepared
+                self._tell(done, len(tasks), task.name)
+                self._prepare_from(tasks, done, prepared, ahead)
+                found = prepared.popleft()
+                if isinstance(found, _Cut):
+                    if not self._wait(found, done, len(tasks)):
+                        return
+                    status = self.store.put(found.document, found.chunks, found.vectors)
+                    found = AddReport(task.name, status, passages=len(found.chunks))
+                if found is not None:
+                    silent.discard(task.package)
+                    yield found
         for package in sorted(silent):
             yield AddReport(package, "failed", error=f"{package}: nothing in it is documented")
         self._tell(len(tasks), len(tasks), "")
+
+    def _prepare_from(
+        self, tasks: Sequence[_Task], done: int, prepared: deque[_Cut | AddReport | None], ahead: _Ahead
+    ) -> None:
+        """Prepare the task at hand and, where it has passages to wait for, the next ones meanwhile."""
+        passages = sum(len(one.chunks) for one in prepared if isinstance(one, _Cut))
+        for task in tasks[done + len(prepared) : done + _DOCUMENTS_AHEAD]:
+            if prepared and (passages >= _AHEAD or not isinstance(prepared[0], _Cut)):
+                break
+            found = self._prepare(task)
+            if isinstance(found, ParsedDocument):
+                cut = ahead.add(found, chunk_document(found))
+                passages += len(cut.chunks)
+                prepared.append(cut)
+            else:
+                prepared.append(found)
+        first = prepared[0]
+        if isinstance(first, _Cut):
+            ahead.flush_for(first)
 
     def _prepare(self, task: _Task) -> ParsedDocument | AddReport | None:
         """The document if it has to be stored, a report if not; None for an undocumented part of a package."""
@@ -181,22 +264,15 @@ class _Run:
     def _is_stored(self, name: str, digest: str) -> bool:
         return not self.again and self.store.content_hash(name) == digest
 
-    def _embed(
-        self, document: ParsedDocument, chunks: Sequence[Chunk], done: int, total: int
-    ) -> NDArray[np.float32] | None:
-        """Vectors of all passages, slice by slice so that memory stays flat; None when cancelled."""
-        import numpy as np
-
-        vectors = np.empty((len(chunks), self.encoder.dimension), np.float32)
-        for start in range(0, len(chunks), SLICE):
+    def _wait(self, cut: _Cut, done: int, total: int) -> bool:
+        """Wait for the vectors of all passages; False when cancelled."""
+        for start, slice_ in cut.parts:
             if self.cancel.is_set():
-                return None
+                return False
             if start:
-                self._tell(done, total, f"{document.name} ({start} of {len(chunks)} passages)")
-            part = chunks[start : start + SLICE]
-            texts = [embedding_text(chunk.heading, chunk.text) for chunk in part]
-            vectors[start : start + len(part)] = self.encoder.encode(texts)
-        return vectors
+                self._tell(done, total, f"{cut.document.name} ({start} of {len(cut.chunks)} passages)")
+            slice_.result()
+        return True
 
     def _tell(self, done: int, total: int, name: str) -> None:
         if self.progress is not None:
