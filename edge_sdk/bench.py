@@ -7,7 +7,6 @@ moment hits all of them. The one module beside `llama` that imports llama_cpp. K
 from __future__ import annotations
 
 import json
-import platform
 import random
 import subprocess
 import sys
@@ -21,7 +20,7 @@ from pathlib import Path
 from statistics import median
 from typing import IO, Any, Protocol
 
-from .device import cpu_features, cpu_name, default_threads, total_memory, usable_cores
+from .device import default_threads, describe
 from .errors import EngineError, MissingExtraError
 
 CONTENDERS = ("edge", "bare", "llama_class")
@@ -130,14 +129,8 @@ def _summary(turns: list[dict[str, float]]) -> dict[str, Any]:
 def _machine() -> dict[str, Any]:
     from .kernel_faces import logits
 
-    memory = total_memory()
     return {
-        "cpu": cpu_name(),
-        "cores": usable_cores(),
-        "features": list(cpu_features()),
-        "memory_mb": None if memory is None else memory >> 20,
-        "system": platform.platform(),
-        "python": platform.python_version(),
+        **describe(),
         "llama_cpp_python": version("llama-cpp-python"),
         "kernels": logits.backend(),
     }

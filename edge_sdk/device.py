@@ -69,6 +69,19 @@ def cpu_name() -> str:
     return _cpuinfo("model name") or _cpuinfo("Model") or platform.processor() or platform.machine()
 
 
+def describe() -> dict[str, object]:
+    """What a measurement says of the machine that made it; memory in MiB."""
+    memory = total_memory()
+    return {
+        "cpu": cpu_name(),
+        "cores": usable_cores(),
+        "features": list(cpu_features()),
+        "memory_mb": None if memory is None else memory >> 20,
+        "system": platform.platform(),
+        "python": platform.python_version(),
+    }
+
+
 def _physical_core(logical: int) -> str:
     """The same text for the logical CPUs of one core."""
     siblings = _SYS / f"devices/system/cpu/cpu{logical}/topology/thread_siblings_list"

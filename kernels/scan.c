@@ -448,9 +448,10 @@ EDGE_API int edge_scan_hamming(
     return EDGE_DONE;
 }
 
-static size_t count_up_to(const uint16_t *distances, size_t rows, uint16_t limit) {
+/* How many distances are at most `limit`, in every `stride`-th block. */
+static size_t count_up_to(const uint16_t *distances, size_t rows, uint16_t limit, size_t stride) {
     size_t total = 0;
-    for (size_t start = 0; start < rows; start += BLOCK) {
+    for (size_t start = 0; start < rows; start += BLOCK * stride) {
         size_t stop = rows - start < BLOCK ? rows : start + BLOCK;
         uint16_t here = 0; /* of the width of a distance, so that compilers count eight or more at a time */
         for (size_t r = start; r < stop; r++) here = (uint16_t)(here + (distances[r] <= limit));
@@ -459,31 +460,58 @@ static size_t count_up_to(const uint16_t *distances, size_t rows, uint16_t limit
     return total;
 }
 
+/* The smallest limit up to which there are at least k distances; MAX_DIM where there are fewer. Bisection: sweeps of
+ * few instructions for eight rows or more cost less than a histogram, and a sample says where to begin. */
+static uint16_t limit_for(const uint16_t *distances, size_t rows, size_t k) {
+    enum { STRIDE = 16 };
+    uint16_t low = 0, high = MAX_DIM, step = 1;
+    while (low < high) {
+        uint16_t middle = (uint16_t)((low + high) / 2);
+        if (count_up_to(distances, rows, middle, STRIDE) * STRIDE >= k) high = middle;
+        else low = (uint16_t)(middle + 1);
+    }
+    if (count_up_to(distances, rows, low, 1) >= k) {
+        for (high = low; low; step *= 2) { /* down until there are too few: the limit is in (low, high] */
+            low = (uint16_t)(high > step ? high - step : 0);
+            if (count_up_to(distances, rows, low, 1) < k) break;
+            high = low;
+        }
+        if (!low && count_up_to(distances, rows, 0, 1) >= k) return 0;
+    } else {
+        for (high = low; high < MAX_DIM; step *= 2) {
+            low = high;
+            high = (uint16_t)(MAX_DIM - high > step ? high + step : MAX_DIM);
+            if (count_up_to(distances, rows, high, 1) >= k) break;
+        }
+    }
+    while (high - low > 1) {
+        uint16_t middle = (uint16_t)((low + high) / 2);
+        if (count_up_to(distances, rows, middle, 1) >= k) high = middle;
+        else low = middle;
+    }
+    return high;
+}
+
 /* The rows of the k smallest distances (all of them when fewer are allowed), in ascending order of row; at the largest
- * distance that is still taken, earlier rows go first. Overwrites the distances of rows that are not allowed.
- * The limit is found by bisection: some sweeps of a few instructions for eight rows cost less than one histogram. */
+ * distance that is still taken, earlier rows go first. Overwrites the distances of rows that are not allowed. */
 EDGE_API int edge_scan_nearest(uint16_t *distances, size_t rows, const uint64_t *allowed, size_t k, int64_t *out_rows,
                                size_t *found) {
-    size_t at_limit, taken = 0;
-    uint16_t low = 0, high = MAX_DIM;
+    size_t below, at_limit, taken = 0;
+    uint16_t limit;
     *found = 0;
     if (rows > INT32_MAX) return EDGE_BAD_SIZE;
     for (size_t r = 0; allowed && r < rows; r++)
         if (!is_allowed(allowed, r)) distances[r] = UINT16_MAX;
-    while (low < high) { /* the smallest limit with at least k rows up to it; MAX_DIM where there are fewer */
-        uint16_t middle = (uint16_t)((low + high) / 2);
-        if (count_up_to(distances, rows, middle) >= k) high = middle;
-        else low = (uint16_t)(middle + 1);
-    }
-    at_limit = low ? count_up_to(distances, rows, (uint16_t)(low - 1)) : 0;
-    at_limit = k > at_limit ? k - at_limit : 0;
+    limit = limit_for(distances, rows, k);
+    below = limit ? count_up_to(distances, rows, (uint16_t)(limit - 1), 1) : 0;
+    at_limit = k > below ? k - below : 0;
     for (size_t start = 0; start < rows && taken < k; start += BLOCK) {
         size_t stop = rows - start < BLOCK ? rows : start + BLOCK;
         int any = 0;
-        for (size_t r = start; r < stop; r++) any |= distances[r] <= low;
+        for (size_t r = start; r < stop; r++) any |= distances[r] <= limit;
         for (size_t r = start; any && r < stop; r++) {
-            if (distances[r] > low || (distances[r] == low && !at_limit)) continue;
-            at_limit -= distances[r] == low;
+            if (distances[r] > limit || (distances[r] == limit && !at_limit)) continue;
+            at_limit -= distances[r] == limit;
             out_rows[taken++] = (int64_t)r;
         }
     }

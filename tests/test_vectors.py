@@ -50,13 +50,14 @@ def test_values_that_are_not_finite_are_refused(bad: float) -> None:
         index.top_k(rows[2], 1)
 
 
-@given(st.integers(1, 90), st.integers(1, 40), st.integers(1, 12), st.integers(1, 70), st.integers(0, 100))
-def test_the_search_is_exact_over_the_codes(count: int, dimension: int, k: int, chunk: int, seed: int) -> None:
+@given(st.integers(1, 700), st.integers(1, 40), st.integers(1, 12), st.integers(0, 100))
+def test_the_search_is_exact_over_the_codes(count: int, dimension: int, k: int, seed: int) -> None:
     """Also where rows lie in several chunks and the last one is not full."""
     rows, query = unit_rows(count, dimension, seed), unit_rows(1, dimension, seed + 1)[0]
     ids = np.arange(count) * 3 + 5
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(vectors, "CHUNK_ROWS", 8 * chunk)
+        patch.setattr(vectors, "FIRST_CHUNK", 64)
+        patch.setattr(vectors, "LARGEST_CHUNK", 128)
         index = index_of(rows, ids)
         found, cosines = index.top_k(query, k)
         same = index.top_k(query, k, exact=False, proposed=count)
@@ -172,11 +173,6 @@ class Model:
         self.arena.append(np.array(ids, np.int64), codes_of(ids), np.ones(count, np.float32))
         self.ids += ids
 
-    def truncate(self, share: float) -> None:
-        count = int(len(self.ids) * share)
-        self.arena.truncate(count)
-        del self.ids[count:]
-
     def show(self, dead: int) -> None:
         gone = {id for id in self.ids if dead and id % (dead + 1) == 0}
         self.shown.append((self.arena.snapshot(gone | {-5, 10**9}), [id for id in self.ids if id not in gone]))
@@ -192,7 +188,6 @@ def codes_of(ids: list[int]) -> NDArray[np.int8]:
 STEPS = st.lists(
     st.one_of(
         st.tuples(st.just("append"), st.integers(0, 150)),
-        st.tuples(st.just("truncate"), st.floats(0, 1)),
         st.tuples(st.just("show"), st.integers(0, 3)),
     ),
     max_size=20,
@@ -202,7 +197,7 @@ STEPS = st.lists(
 @given(STEPS)
 def test_a_snapshot_is_what_the_arena_held_and_never_changes(steps: list[tuple[str, int]]) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(vectors, "CHUNK_ROWS", 64)
+        patch.setattr(vectors, "FIRST_CHUNK", 64)
         model = Model()
         for action, value in steps:
             getattr(model, action)(value)
@@ -227,8 +222,6 @@ def test_what_does_not_follow_is_not_appended() -> None:
             arena.append(np.array(ids), codes, scales)
     with pytest.raises(ValueError, match="match"):
         arena.append(np.array([20, 21, 22]), codes[:, :3], scales)
-    with pytest.raises(ValueError, match="cut"):
-        arena.truncate(4)
     assert arena.snapshot().ids.tolist() == [4, 5, 9]
 
 
