@@ -178,13 +178,14 @@ EDGE_API void edge_bert_set_embeddings(edge_bert *model, const int8_t *words, co
 
 /* Put weights [inputs, outputs] at output `first` of a packed matrix. */
 static void pack(linear *to, const path *p, const int8_t *weights, size_t inputs, size_t outputs, size_t first) {
-    for (size_t k = 0; k < inputs; k++) {
+    for (size_t k = 0; k < inputs; k++, weights += outputs) {
+        size_t panel = first / p->width, column = first % p->width;
+        int8_t *row = to->panels + k / p->group * p->width * p->group + k % p->group;
         for (size_t j = 0; j < outputs; j++) {
-            size_t panel = (first + j) / p->width, column = (first + j) % p->width;
-            size_t at = panel * p->width * to->depth + (k / p->group * p->width + column) * p->group + k % p->group;
-            to->panels[at] = weights[k * outputs + j];
-            to->sums[first + j] += weights[k * outputs + j];
+            row[panel * p->width * to->depth + column * p->group] = weights[j];
+            if (++column == p->width) column = 0, panel++;
         }
+        for (size_t j = 0; j < outputs; j++) to->sums[first + j] += weights[j];
     }
 }
 
