@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 
 from edge_sdk import ingest
 from edge_sdk.chunk import embedding_text
-from edge_sdk.errors import EncoderMismatchError, StoreFullError
+from edge_sdk.errors import EncoderMismatchError, EngineError, StoreFullError
 from edge_sdk.fakes import FakeEncoder
 from edge_sdk.ingest import add, document_name
 from edge_sdk.parse import DEFAULT_LIMITS
-from edge_sdk.records import AddReport
+from edge_sdk.records import AddReport, Chunk, ParsedDocument
 from edge_sdk.store import Store
 
 
@@ -235,6 +235,73 @@ def test_a_long_document_is_embedded_in_slices_that_tell_how_far_they_are(
     assert report.passages == sum(map(len, encoder.batches)) > 2 * ingest.SLICE
     assert max(map(len, encoder.batches)) == ingest.SLICE
     assert seen[1] == f"{path} ({ingest.SLICE} of {report.passages} passages)"
+
+
+def small_documents(folder: Path, count: int) -> Path:
+    folder.mkdir()
+    for number in range(count):
+        (folder / f"{number:04}.txt").write_text(f"Text of document {number}.")
+    return folder
+
+
+def test_small_documents_are_embedded_together(store: Store, encoder: CountingEncoder, tmp_path: Path) -> None:
+    folder = small_documents(tmp_path / "small", 2 * ingest.SLICE + 5)
+    reports = list(add(store, encoder, [folder]))
+    assert [report.status for report in reports] == ["added"] * len(reports)
+    assert sum(map(len, encoder.batches)) == store.counts().passages == len(reports)
+    assert len(encoder.batches) <= len(reports) / 30
+    assert encoder.batches[0][:2] == ["Text of document 0.", "Text of document 1."]
+
+
+def test_passages_that_share_a_slice_keep_their_own_vectors(
+    store: Store, encoder: CountingEncoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = small_documents(tmp_path / "mixed", 20)
+    (folder / "0003.txt").write_text("Some words of a sentence that is not the only one. " * 10_000)
+    put, stored = store.put, 0
+
+    def checked(document: ParsedDocument, chunks: Sequence[Chunk], vectors: NDArray[np.float32]) -> str:
+        nonlocal stored
+        texts = [embedding_text(chunk.heading, chunk.text) for chunk in chunks]
+        assert np.array_equal(vectors, FakeEncoder(32).encode(texts))
+        stored += len(texts)
+        return put(document, chunks, vectors)
+
+    monkeypatch.setattr(store, "put", checked)
+    list(add(store, encoder, [folder]))
+    assert stored > 2 * ingest.SLICE
+
+
+def test_nothing_is_stored_before_its_report_is_asked_for(
+    store: Store, encoder: CountingEncoder, tmp_path: Path
+) -> None:
+    reports = add(store, encoder, [small_documents(tmp_path / "small", 20)])
+    for number in range(20):
+        next(reports)
+        assert store.counts().documents == number + 1
+
+
+def test_unchanged_documents_are_reported_one_by_one(
+    store: Store, encoder: CountingEncoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = small_documents(tmp_path / "small", 20)
+    list(add(store, encoder, [folder]))
+    read: list[Path] = []
+    monkeypatch.setattr(ingest, "read_document", lambda path, limits: read.append(path) or path.read_bytes())
+    next(add(store, encoder, [folder]))
+    assert len(read) == 1
+
+
+def test_when_the_encoder_fails_the_documents_before_are_stored(store: Store, tmp_path: Path) -> None:
+    class Failing(FakeEncoder):
+        def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
+            if f"Text of document {ingest.SLICE}." in texts:
+                raise EngineError("out of order")
+            return super().encode(texts)
+
+    with pytest.raises(EngineError, match="out of order"):
+        list(add(store, Failing(32), [small_documents(tmp_path / "small", 2 * ingest.SLICE)]))
+    assert store.counts().documents == ingest.SLICE
 
 
 def test_cancel_ends_before_the_next_document(store: Store, encoder: CountingEncoder, folder: Path) -> None:
