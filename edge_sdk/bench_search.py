@@ -13,7 +13,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
@@ -196,7 +195,8 @@ def _unit(matrix: NDArray[np.float32]) -> NDArray[np.float32]:
 
 def _resident_mb() -> float:
     """Of this process."""
-    psutil = import_module("psutil")
+    import psutil
+
     return float(psutil.Process().memory_info().rss) / 2**20
 
 
@@ -248,7 +248,8 @@ def _numpy_f32(points: NDArray[np.float32]) -> Search:
 
 
 def _faiss(points: NDArray[np.float32], make: Callable[[Any, int], Any]) -> Search:
-    faiss = import_module("faiss")
+    import faiss
+
     faiss.omp_set_num_threads(1)
     index = make(faiss, points.shape[1])
     if not index.is_trained:
@@ -270,7 +271,8 @@ def _faiss_sq8(points: NDArray[np.float32]) -> Search:
 
 
 def _faiss_binary(points: NDArray[np.float32]) -> Search:
-    faiss = import_module("faiss")
+    import faiss
+
     index = faiss.IndexBinaryFlat(8 * -(-points.shape[1] // 8))
     index.add(np.packbits(points > 0, axis=1))
     return lambda query: index.search(np.packbits(query > 0)[None], K)[1][0]
@@ -286,7 +288,8 @@ def _codes(points: NDArray[np.float32]) -> tuple[NDArray[np.int8], np.float32]:
 
 
 def _usearch_i8(points: NDArray[np.float32]) -> Search:
-    usearch = import_module("usearch.index")
+    from usearch import index as usearch
+
     codes, scale = _codes(points)
 
     def search(query: NDArray[np.float32]) -> Any:
@@ -297,9 +300,12 @@ def _usearch_i8(points: NDArray[np.float32]) -> Search:
 
 
 def _sqlite_vec(kind: str, of: str, rows: NDArray[Any], encode: Callable[[NDArray[np.float32]], bytes]) -> Search:
-    connection = import_module("apsw").Connection(":memory:")
+    import apsw
+    import sqlite_vec
+
+    connection = apsw.Connection(":memory:")
     connection.enable_load_extension(True)
-    connection.load_extension(import_module("sqlite_vec").loadable_path())
+    connection.load_extension(sqlite_vec.loadable_path())
     connection.execute(f"CREATE VIRTUAL TABLE peer USING vec0 (vector {kind}[{rows.shape[1]}])")
     with connection:
         numbered = ((number, row.tobytes()) for number, row in enumerate(rows))

@@ -19,6 +19,9 @@ COMMANDS = {
     "reindex": ("cli_documents", "embed every passage again after a change of encoder"),
     "doctor": ("cli_models", "say what this machine has and what is wrong with the set-up"),
     "bench engine": ("cli_measure", "measure prefill and decode beside a bare loop and llama_cpp.Llama"),
+    "bench search": ("cli_measure", "measure vector search beside numpy, faiss, usearch and sqlite-vec"),
+    "bench ingest": ("cli_measure", "measure the encoder and whole documents beside onnxruntime"),
+    "eval retrieval": ("cli_measure", "rank a judged collection by BM25, vectors, plain fusion and ours"),
     "eval answers": ("cli_measure", "measure retrieval and answers on a question set"),
 }
 

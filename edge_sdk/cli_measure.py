@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,33 @@ def eval_answers_command(settings: Settings, data: Path, limit: int | None, out:
 
 
 @click.command()
+@click.option(
+    "--data", required=True, envvar="EDGE_DATA", type=click.Path(path_type=Path), help="The collection's folder."
+)
+@options("encoder")
+def eval_retrieval_command(settings: Settings, data: Path, as_json: bool) -> int:
+    """Rank a collection with judgements by BM25, vectors, their plain fusions and ours.
+
+    The folder holds docs.jsonl, queries.jsonl and qrels.jsonl, or passages.jsonl and questions.jsonl.
+    """
+    from importlib import import_module
+
+    evaluate = import_module("quantize.evaluate_retrieval")
+    with cancel_on_interrupt() as cancel, progress_bar("ranking") as bar:
+        result = evaluate.evaluate_retrieval(data, settings, progress=bar, cancel=cancel)
+    if not as_json and "systems" in result:
+        columns = ("ndcg_at_10", "recall_at_10", "mrr", "ms_per_query")
+        _table(
+            data.name,
+            columns,
+            {name: [row[c] for c in columns] for name, row in result["systems"].items()},
+            "{:.3f}",
+        )
+    print_json({"command": f"edge eval retrieval --data {data.name}", **result})
+    return 130 if cancel.is_set() else 0
+
+
+@click.command()
 @click.argument("models", nargs=-1)
 @click.option("--prompt-tokens", default=600, show_default=True, type=click.IntRange(16))
 @click.option("--decode-tokens", default=128, show_default=True, type=click.IntRange(8))
@@ -47,7 +75,7 @@ def bench_engine_command(
     MODELS are catalog names or GGUF files; without any, every GGUF decoder that is present. Run it on a quiet
     machine.
     """
-    from .bench import bench_engine
+    from .bench_engine import bench_engine
     from .models import list_models, resolve
 
     names = models or tuple(
@@ -67,7 +95,93 @@ def bench_engine_command(
         )
     if not as_json:
         _show(result)
-    print_json({"command": f"edge bench engine {' '.join(sys.argv[3:])}".strip(), **result})
+    print_json({"command": _command_line("bench engine"), **result})
+
+
+@click.command()
+@click.option("--rows", multiple=True, type=click.IntRange(100), help="Vectors; several times for a growth curve.")
+@click.option("--dim", default=384, show_default=True, type=click.IntRange(8, 4096))
+@click.option("--queries", default=30, show_default=True, type=click.IntRange(1))
+@click.option(
+    "--vectors", type=click.Path(path_type=Path), help="A .npy file of float32 rows instead of made-up ones."
+)
+@options()
+def bench_search_command(
+    settings: Settings, rows: tuple[int, ...], dim: int, queries: int, vectors: Path | None, as_json: bool
+) -> None:
+    """Measure vector search beside numpy, faiss, usearch and sqlite-vec: one thread each, taking turns."""
+    from .bench_search import bench_search
+
+    with progress_bar("measuring") as bar:
+        result = bench_search(rows or (10_000, 100_000), dim, queries=queries, vectors=vectors, progress=bar)
+    if not as_json:
+        for figures in (*result["growth"], result):
+            names, columns = figures["milliseconds"], ("milliseconds", "recall_at_10", "resident_mb")
+            read = figures["read_limit_ms"]
+            title = (
+                f"{figures['rows']:,} rows of {figures['dim']}; reading the int8 codes alone takes {read:.2f} ms"
+            )
+            _table(title, columns, {name: [figures[c][name] for c in columns] for name in names}, "{:.2f}")
+    print_json({"command": _command_line("bench search"), **result})
+
+
+@click.command()
+@click.option(
+    "--data",
+    required=True,
+    envvar="EDGE_DATA",
+    type=click.Path(path_type=Path),
+    help="A folder with passages.jsonl.",
+)
+@click.option("--reference", help="The same encoder in float32: a catalog name or a folder.")
+@click.option("--repeats", default=3, show_default=True, type=click.IntRange(1))
+@options("encoder", "threads")
+def bench_ingest_command(
+    settings: Settings, data: Path, reference: str | None, repeats: int, as_json: bool
+) -> None:
+    """Measure how fast passages become vectors and files become searchable, beside plain onnxruntime loops."""
+    from importlib import import_module
+
+    from .bench_ingest import bench_ingest
+    from .models import resolve
+
+    collection = import_module("quantize.collection")
+    passages = [
+        document.text for document in collection.read_documents(collection.documents_file(data), titled=False)
+    ]
+    with progress_bar("measuring") as bar:
+        result = bench_ingest(
+            resolve(settings.encoder, settings).directory,
+            passages,
+            reference=resolve(reference, settings).directory if reference else None,
+            repeats=repeats,
+            threads=settings.threads,
+            progress=bar,
+        )
+    if not as_json:
+        columns = ("passages_per_second", "peak_mb")
+        rows = {**result["encoders"], **result["end_to_end"]}
+        _table(
+            result["backend"], columns, {name: [row[c] for c in columns] for name, row in rows.items()}, "{:.1f}"
+        )
+    print_json({"command": _command_line("bench ingest"), **result})
+
+
+def _command_line(name: str) -> str:
+    """What was asked, without the paths of this machine."""
+    words = [Path(word).name if "/" in word else word for word in sys.argv[3:]]
+    return f"edge {name} {' '.join(words)}".strip()
+
+
+def _table(title: str, columns: Sequence[str], rows: Mapping[str, Sequence[float]], form: str) -> None:
+    from rich.table import Table
+
+    table = Table(title=title, box=None)
+    for column in ("", *columns):
+        table.add_column(column.replace("_", " "), justify="right" if column else "left")
+    for name, values in rows.items():
+        table.add_row(name, *(form.format(value) for value in values))
+    console().print(table)
 
 
 def _show(result: dict[str, Any]) -> None:

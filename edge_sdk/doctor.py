@@ -118,17 +118,19 @@ def _sqlite(notes: list[str], problems: list[str]) -> str:
 
 def _kernels(notes: list[str], problems: list[str]) -> str:
     try:
-        backend = str(importlib.import_module("kernels.logits").backend())
+        faces = [importlib.import_module(f"kernels.{name}") for name in ("logits", "scan")]
+        backends = {str(face.backend()) for face in faces}
+        sets = [faces[1].INSTRUCTION_SETS[bit] for bit in faces[1].instruction_sets()]
     except (ImportError, OSError, AttributeError) as error:
         problems.append(f"the kernels cannot be loaded ({error}): run `pip install --force-reinstall edge-sdk`")
         return "cannot be loaded"
-    if backend == "c":
-        return "compiled C"
+    if backends == {"c"}:
+        return f"compiled C ({', '.join(sets)})"
     notes.append(
         "the C kernels are not compiled, so numpy does their work, more slowly; where there is a C compiler, "
         "`pip install --force-reinstall --no-deps edge-sdk` builds them"
     )
-    return backend
+    return "numpy"
 
 
 def _native(package: str, code: str, problems: list[str]) -> str | None:

@@ -213,10 +213,11 @@ def test_kernels_without_c_are_a_note_and_missing_ones_a_problem(
     monkeypatch: pytest.MonkeyPatch, backend: str | None, notes: int, problems: int
 ) -> None:
     def load(name: str) -> object:
-        assert name == "kernels.logits"
+        assert name in ("kernels.logits", "kernels.scan")
         if backend is None:
             raise ImportError(name)
-        return type("Kernels", (), {"backend": staticmethod(lambda: backend)})
+        face = {"backend": staticmethod(lambda: backend), "instruction_sets": staticmethod(lambda: [1])}
+        return type("Kernels", (), {**face, "INSTRUCTION_SETS": {1: "portable"}})
 
     monkeypatch.setattr(doctor.importlib, "import_module", load)
     said: tuple[list[str], list[str]] = ([], [])

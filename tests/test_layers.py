@@ -16,37 +16,44 @@ ROOT = Path(__file__).parents[1]
 # parts of one thing that has been split over several files, in the order in which they build on each other.
 ROWS = (
     "errors | records",
-    "config | device | catalog | chunk | conversation | prompt citations | fulltext | vectors | sse completions"
-    " | plain_text outline | engine | sampling | json_schema gbnf | kernel_faces | template_sandbox chat_template"
-    " | gguf_header | transformers_config | tokenizer | onnx_session | database schema",
-    "fakes | embed store | native_thread llama engine_gguf | engine_onnx | exchange remote"
-    " | partial archive download | parse_markdown parse_html parse_pdf parse_docx parse_worker parse"
+    "config | device | catalog | chunk | conversation | prompt citations | fulltext ranking | kernel_faces vectors"
+    " | sse completions | plain_text outline | engine | sampling | json_schema gbnf"
+    " | template_sandbox chat_template | gguf_header | transformers_config | tokenizer | onnx_session onnx_graph"
+    " | database segments schema",
+    "fakes | embed bert_graph bert vector_reader store | native_thread llama engine_gguf | engine_onnx"
+    " | exchange remote | partial archive download"
+    " | parse_markdown parse_html parse_pdf parse_docx parse_worker parse"
     " | python_definitions python_modules python_worker python_source",
     "models | ingest | retrieve",
     "route | loading | doctor",
     "edge",
-    "bench cli_options cli_answers cli_documents cli_measure cli_models cli",
+    "bench_engine bench_ingest bench_search cli_options cli_answers cli_documents cli_measure cli_models cli",
 )
 
 # Every third-party package and the modules that may import it. Small and everywhere: numpy.
 OWNERS = {
+    "apsw": "bench_search",
+    "bm25s": "quantize.evaluate_retrieval",
     "bs4": "parse_html",
     "click": "cli*",
     "docx": "parse_docx",
+    "faiss": "bench_search",
     "httpx": "exchange remote download",
     "jinja2": "template_sandbox",
-    "llama_cpp": "llama engine_gguf bench quantize.*",
+    "llama_cpp": "llama engine_gguf bench_engine quantize.*",
     "markdown_it": "parse_markdown",
     "numpy": "* kernels.* quantize.*",
     "onnxruntime": "onnx_session",
-    "psutil": "bench",
+    "psutil": "bench_*",
     "pypdf": "parse_pdf",
     "rich": "cli*",
     "sqlite_utils": "store schema",
+    "sqlite_vec": "bench_search",
     "tokenizers": "tokenizer",
     "torch": "quantize.*",
     "transformers": "quantize.*",
     "optimum": "quantize.*",
+    "usearch": "bench_search",
 }  # fmt: skip
 IMPORTS_BY_NAME = (
     "edge_sdk.__init__",

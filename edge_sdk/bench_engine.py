@@ -148,7 +148,7 @@ class _Worker:
         environment = {**environ, "PYTHONPATH": pathsep.join([str(Path(__file__).parents[1]), *sys.path])}
         environment.pop("GOMP_SPINCOUNT", None)  # `llama.library` may have set it here; the others do without
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "edge_sdk.bench", contender, str(path), str(threads), str(context)],
+            [sys.executable, "-m", "edge_sdk.bench_engine", contender, str(path), str(threads), str(context)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._complaints,
