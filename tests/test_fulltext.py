@@ -7,7 +7,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from edge_sdk.fulltext import MAX_BYTES, MAX_TERMS, match_expression
+from edge_sdk.fulltext import MAX_BYTES, MAX_REPEATS, MAX_STOP_WORDS, MAX_TERMS, match_expression
 
 ORDINARY = (
     "what's the c++ policy?",
@@ -25,7 +25,8 @@ ORDINARY = (
 )
 # Whatever the keyboard gives, lone surrogates and NUL included, mixed with what FTS5 has a meaning for.
 SYNTAX = st.sampled_from(['"', "'", "*", "^", "(", ")", "AND", "OR", "NOT", "NEAR(", ":", "+", "-", "\0", "\ud800"])
-ANY_TEXT = st.lists(st.text(st.characters(codec=None), max_size=8) | SYNTAX, max_size=40).map(" ".join)
+WORDS = st.sampled_from("the who is policy run executor node.js c++ café user@example.com run_in_executor".split())
+ANY_TEXT = st.lists(st.text(st.characters(codec=None), max_size=8) | SYNTAX | WORDS, max_size=80).map(" ".join)
 ANY_TEXT |= st.lists(st.text(st.characters(codec=None), max_size=3) | SYNTAX, max_size=40).map("".join)
 
 
@@ -126,7 +127,8 @@ def test_operators_are_words() -> None:
 
 def test_stop_words_are_dropped_only_when_something_is_left() -> None:
     assert match_expression("what is the weight of it?") == '"weight"'
-    assert match_expression("To be or not to be") == '"To" OR "be" OR "or" OR "not" OR "to" OR "be"'
+    assert match_expression("To be or not to be") == '"To" OR "be" OR "or" OR "not"'
+    assert match_expression("the of and to a in is was he for").count('"') == 2 * MAX_STOP_WORDS
 
 
 def test_contractions_leave_no_single_letters() -> None:
@@ -135,8 +137,9 @@ def test_contractions_leave_no_single_letters() -> None:
     assert match_expression("it’s O’Brien") == '"O" OR "Brien"'
 
 
-def test_repeated_terms_count_as_often_as_they_stand() -> None:
-    assert match_expression("error after error") == '"error" OR "error"'
+def test_repeated_terms_count_as_often_as_they_stand_up_to_a_limit() -> None:
+    assert match_expression("error after Error") == '"error" OR "Error"'
+    assert match_expression("error " * 50 + "code") == '"error" OR ' * MAX_REPEATS + '"code"'
 
 
 def test_identifiers_become_the_phrases_of_their_endings_and_their_parts() -> None:
@@ -151,7 +154,7 @@ def test_the_passage_about_the_identifier_comes_first(index: sqlite3.Connection)
 
 
 def test_a_hundred_thousand_characters_are_cut_to_their_first_terms() -> None:
-    assert match_expression("alpha " * 20_000).count("alpha") == MAX_TERMS
+    assert match_expression(" ".join(f"alpha{n}" for n in range(20_000))).count("alpha") == MAX_TERMS
     assert match_expression("a" * 100_000) == ""  # no word is that long
     assert match_expression("." * 100_000) == ""
     assert match_expression("a.b_" * 25_000).startswith('"b" OR "b"')

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from made_documents import WordEncoder, made, put
 from numpy.typing import NDArray
 
@@ -21,6 +23,8 @@ TEXTS = {
     "c++": "The C++ policy: no exceptions across the interface.",
     "json": "json.dumps turns an object into text; see node.js for another.",
 }
+
+WORDS = sorted({word for text in TEXTS.values() for word in text.split()})
 
 
 @pytest.fixture
@@ -98,6 +102,16 @@ def test_a_question_without_words_is_answered_by_vectors_or_not_at_all(store: St
 def test_hostile_questions_give_hits_or_nothing(store: Store) -> None:
     for question in ('""" OR * NEAR(', "tea\0\ud800 water", "tea " * 30_000, "(" * 3000):
         assert len(retrieve(store, ENCODER, question)) <= 8
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.text(st.characters(codec=None), max_size=6) | st.sampled_from(WORDS), max_size=80).map(" ".join))
+def test_any_question_gives_hits_in_order(store: Store, question: str) -> None:
+    for encoder in (ENCODER, None):
+        hits = retrieve(store, encoder, question)
+        scores = [hit.score for hit in hits]
+        assert scores == sorted(scores, reverse=True)
+        assert all(0 <= score <= 1 for score in scores)
 
 
 def test_an_empty_store_gives_an_empty_list(tmp_path: Path) -> None:
