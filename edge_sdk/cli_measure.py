@@ -146,9 +146,7 @@ def bench_ingest_command(
     from .models import resolve
 
     collection = import_module("quantize.collection")
-    passages = [
-        document.text for document in collection.read_documents(collection.documents_file(data), titled=False)
-    ]
+    passages = [document.text for document in collection.read_documents(collection.documents_file(data))]
     with progress_bar("measuring") as bar:
         result = bench_ingest(
             resolve(settings.encoder, settings).directory,

@@ -55,16 +55,17 @@ def documents_file(data: Path) -> Path:
     return docs if docs.exists() else data / "passages.jsonl"
 
 
-def read_documents(path: Path, *, titled: bool) -> list[ParsedDocument]:
-    """The documents of a file, each named by its id; `titled` puts each title over its text as a heading.
+def read_documents(path: Path) -> list[ParsedDocument]:
+    """The documents of a file, each named by its id.
 
-    A heading is embedded with the text, a bare title is not (`chunk.embedding_text`). A text that begins with its
-    title has no need of another.
+    The title in `docs.jsonl` is the document's own and becomes a heading, which is embedded with the text
+    (`chunk.embedding_text`), unless the text begins with it. That in `passages.jsonl` is of the work from which the
+    passages were cut; like a document's title it is in the full-text index only.
     """
-    documents = []
+    own, documents = path.name == "docs.jsonl", []
     for row in _rows(path, "id", "text"):
         title, text = str(row.get("title") or ""), str(row["text"])
-        headings = (title,) if titled and title and not text.casefold().startswith(title.casefold()) else ()
+        headings = () if not own or text.casefold().startswith(title.casefold()) else (title,)
         digest = hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()
         section = Section(0, len(text), headings)
         documents.append(ParsedDocument(str(row["id"]), title, text, (section,), digest, "text/plain"))

@@ -87,7 +87,7 @@ def evaluate_answers(
     passages = data / "passages.jsonl"
     own = replace(settings, store=store_path(settings, passages, Path(settings.encoder).name))
     with Edge.open(settings=own, policy=Policy(when_unsure="local")) as edge:
-        fill_store(edge.store, edge.encoder, read_documents(passages, titled=False), progress)
+        fill_store(edge.store, edge.encoder, read_documents(passages), progress)
         model = edge.engine.name
         for number, question in enumerate(questions):
             progress(number, len(questions), question.question)

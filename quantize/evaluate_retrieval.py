@@ -82,8 +82,8 @@ def evaluate_retrieval(
     encoder = loading.load_encoder(settings)
     outcomes: dict[str, list[_Outcome]] = {}
     encoding: list[float] = []
-    with Store.open(store_path(settings, file, f"{encoder.fingerprint} titled")) as store:
-        fill_store(store, encoder, read_documents(file, titled=True), progress, cancel)
+    with Store.open(store_path(settings, file, f"{encoder.fingerprint} {file.name}")) as store:
+        fill_store(store, encoder, read_documents(file), progress, cancel)
         passages = store.passages(store.vector_index().ids.tolist())
         owners = {passage.id: passage.document for passage in passages}
         rankers = _rankers(store, encoder, passages)

@@ -109,10 +109,11 @@ def test_only_questions_with_a_relevant_document_count(data: Path) -> None:
     ]
 
 
-def test_a_title_becomes_a_heading_unless_the_text_begins_with_it(data: Path) -> None:
-    documents = read_documents(data / "docs.jsonl", titled=True)
+def test_a_documents_title_becomes_a_heading_unless_the_text_begins_with_it(data: Path) -> None:
+    documents = read_documents(data / "docs.jsonl")
     assert [document.sections[0].headings for document in documents] == [("Tea",), (), (), ("Rivers",)]
-    assert not any(document.sections[0].headings for document in read_documents(data / "docs.jsonl", titled=False))
+    write(data, passages=DOCS)
+    assert not any(document.sections[0].headings for document in read_documents(data / "passages.jsonl"))
 
 
 @pytest.mark.parametrize(
