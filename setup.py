@@ -10,7 +10,7 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 FLAGS = ["-std=c11", "-O3", "-fno-math-errno", "-fno-trapping-math", "-fvisibility=hidden"]
-SOURCES = sorted(path.as_posix() for path in Path("kernels").glob("*.c"))
+SOURCES, HEADERS = (sorted(path.as_posix() for path in Path("kernels").glob(f"*.{kind}")) for kind in "ch")
 
 
 class BuildLibrary(build_ext):
@@ -31,6 +31,6 @@ class BuildLibrary(build_ext):
 
 
 setup(
-    ext_modules=[Extension("kernels._edge_kernels", SOURCES, optional=True)],
+    ext_modules=[Extension("kernels._edge_kernels", SOURCES, depends=HEADERS, optional=True)],
     cmdclass={"build_ext": BuildLibrary},
 )

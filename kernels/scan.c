@@ -31,7 +31,11 @@ enum { MAX_DIM = 4096, BLOCK = 256, AHEAD = 8 };
 #elif defined(__GNUC__) && defined(__aarch64__)
 #define EDGE_ARM 1
 #include <arm_neon.h>
+#if defined(__clang__)
+#define TARGET_DOTPROD __attribute__((target("dotprod")))
+#else
 #define TARGET_DOTPROD __attribute__((target("arch=armv8.2-a+dotprod")))
+#endif
 #if defined(__linux__)
 #include <sys/auxv.h>
 #endif
