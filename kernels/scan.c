@@ -31,10 +31,10 @@ enum { MAX_DIM = 4096, BLOCK = 256, AHEAD = 8 };
 #elif defined(__GNUC__) && defined(__aarch64__)
 #define EDGE_ARM 1
 #include <arm_neon.h>
-#if defined(__clang__)
-#define TARGET_DOTPROD __attribute__((target("dotprod")))
-#else
+#if !defined(__clang__)
 #define TARGET_DOTPROD __attribute__((target("arch=armv8.2-a+dotprod")))
+#elif __clang_major__ >= 16 || defined(__ARM_FEATURE_DOTPROD) /* before, its header had the function only then */
+#define TARGET_DOTPROD __attribute__((target("dotprod")))
 #endif
 #if defined(__linux__)
 #include <sys/auxv.h>
@@ -197,6 +197,7 @@ static void dots_neon(const int8_t *codes, size_t rows, const edge_query *query,
     }
 }
 
+#if defined(TARGET_DOTPROD)
 TARGET_DOTPROD static void dots_dotprod(const int8_t *codes, size_t rows, const edge_query *query, int32_t *out) {
     size_t dim = query->dim, whole = dim - dim % 16;
     for (size_t r = 0; r < rows; r++, codes += dim) {
@@ -211,6 +212,7 @@ TARGET_DOTPROD static void dots_dotprod(const int8_t *codes, size_t rows, const 
         out[r] = total;
     }
 }
+#endif
 
 static void hamming_neon(
     const uint64_t *signs, size_t blocks, size_t words, const uint64_t *query, uint16_t *out) {
@@ -246,9 +248,9 @@ EDGE_API int edge_scan_isa(void) {
         found |= EDGE_AVX512;
 #elif defined(EDGE_ARM)
     found |= EDGE_NEON;
-#if defined(__APPLE__)
+#if defined(TARGET_DOTPROD) && defined(__APPLE__)
     found |= EDGE_DOTPROD; /* every 64-bit Apple processor since 2019 */
-#elif defined(__linux__)
+#elif defined(TARGET_DOTPROD) && defined(__linux__)
     if (getauxval(AT_HWCAP) & (1ul << 20)) found |= EDGE_DOTPROD; /* HWCAP_ASIMDDP */
 #endif
 #endif
@@ -263,7 +265,9 @@ static dots_path *dots_of(int isa) {
     case EDGE_AVX512: return dots_avx512;
 #elif defined(EDGE_ARM)
     case EDGE_NEON: return dots_neon;
+#if defined(TARGET_DOTPROD)
     case EDGE_DOTPROD: return dots_dotprod;
+#endif
 #endif
     default: return 0;
     }
