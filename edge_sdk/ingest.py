@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 SLICE = 128
 """Passages that are embedded at once, of one document or of several: between two slices a run can be cancelled."""
+_LEAST = SLICE // 8  # for which an idle encoder is woken
 _AHEAD = 2 * SLICE  # passages that are cut before those in front of them are stored
 _DOCUMENTS_AHEAD = 64  # of which most may be unchanged, and so without passages
 
@@ -150,6 +151,8 @@ class _Ahead:
     def __init__(self, encoder: Encoder) -> None:
         self._encoder = encoder
         self._pool = ThreadPoolExecutor(1, "edge-ingest")
+        self._last: Future[None] = Future()
+        self._last.set_result(None)
         self._texts: list[str] = []
         self._rows: list[tuple[_Cut, int, int]] = []  # of which document, from which row on, how many
 
@@ -158,7 +161,7 @@ class _Ahead:
         self._pool.shutdown(cancel_futures=True)
 
     def add(self, document: ParsedDocument, chunks: Sequence[Chunk]) -> _Cut:
-        """Take a document; its passages are embedded when a slice is full, or at `flush_for`."""
+        """Take a document; its passages go when a slice is full, when the encoder is idle, or at `flush_for`."""
         import numpy as np
 
         cut = _Cut(document, chunks, np.empty((len(chunks), self._encoder.dimension), np.float32))
@@ -168,7 +171,7 @@ class _Ahead:
             self._texts += [embedding_text(chunk.heading, chunk.text) for chunk in part]
             self._rows.append((cut, start, len(part)))
             start += len(part)
-            if len(self._texts) == SLICE:
+            if len(self._texts) == SLICE or (len(self._texts) >= _LEAST and self._last.done()):
                 self._submit()
         return cut
 
@@ -178,9 +181,9 @@ class _Ahead:
             self._submit()
 
     def _submit(self) -> None:
-        slice_ = self._pool.submit(self._embed, self._texts, self._rows)
+        self._last = self._pool.submit(self._embed, self._texts, self._rows)
         for cut, start, _ in self._rows:
-            cut.parts.append((start, slice_))
+            cut.parts.append((start, self._last))
         self._texts, self._rows = [], []
 
     def _embed(self, texts: list[str], rows: list[tuple[_Cut, int, int]]) -> None:

@@ -249,7 +249,7 @@ def test_small_documents_are_embedded_together(store: Store, encoder: CountingEn
     reports = list(add(store, encoder, [folder]))
     assert [report.status for report in reports] == ["added"] * len(reports)
     assert sum(map(len, encoder.batches)) == store.counts().passages == len(reports)
-    assert len(encoder.batches) <= len(reports) / 30
+    assert len(encoder.batches) <= len(reports) / 10
     assert encoder.batches[0][:2] == ["Text of document 0.", "Text of document 1."]
 
 
