@@ -40,7 +40,8 @@ def bench_ingest(
     `onnxruntime_16`, which are loops over the same file with the package's own settings, texts sorted by length,
     and with a `reference` folder (the same model in floats) for `reference_1` and so on. `ratio` is the median over
     the rounds of ours to the best of the others. `end_to_end` is `Edge.add` of files, of one passage each and of
-    several, to a new store: passages a second, and as `share` of the encoder's rate on the same texts just before and after.
+    several, to a new store: passages a second, and as `share` of the encoder's rate on the same texts, which is
+    taken just before and just after.
     """
     threads = threads or default_threads()
     contenders = {"edge": ("edge", encoder_directory, 0)}
