@@ -46,26 +46,38 @@ def resolve_citations(answer: str, passages: Sequence[Hit]) -> CitedText:
     Where the model cited nothing, the passage that holds most of the answer's words is cited with `by="match"`,
     provided it holds at least two fifths of them; otherwise there is no citation.
     """
+    text, dropped = _without_unknown(answer, len(passages))
     citations: list[Citation] = []
-    dropped = 0
-    parts: list[str] = []
     position = 0
-    for mark in _MARK.finditer(answer):
-        claim = _claim(answer, position, mark)
-        numbers = [int(number) for number in mark[1].split(",")]
-        good = [number for number in numbers if 1 <= number <= len(passages)]
-        dropped += len(numbers) - len(good)
-        parts.append(answer[position : mark.start()])
-        if good:
-            lead = " " if mark[0][0].isspace() else ""
-            parts.append(lead + "".join(f"[{number}]" for number in good))
-        citations += [_citation(number, passages[number - 1].passage, claim) for number in good]
+    for mark in _MARK.finditer(text):
+        claim = _claim(text, position, mark)
+        citations += [
+            _citation(int(number), passages[int(number) - 1].passage, claim) for number in mark[1].split(",")
+        ]
         position = mark.end()
-    parts.append(answer[position:])
-    text = "".join(parts).strip()
+    text = text.strip()
     if not citations and text and not is_refusal(text):
         citations = _matched(text, passages)
     return CitedText(text, tuple(dict.fromkeys(citations)), dropped)
+
+
+def _without_unknown(answer: str, known: int) -> tuple[str, int]:
+    """The answer with one mark a number and only the numbers up to `known`, and how many others there were."""
+    dropped = 0
+
+    def keep(mark: re.Match[str]) -> str:
+        nonlocal dropped
+        numbers = [int(number) for number in mark[1].split(",")]
+        good = [number for number in numbers if 1 <= number <= known]
+        dropped += len(numbers) - len(good)
+        lead = " " if good and mark[0][0].isspace() else ""
+        return lead + "".join(f"[{number}]" for number in good)
+
+    before = -1
+    while dropped != before:  # what stands around a dropped mark may be a mark itself
+        before = dropped
+        answer = _MARK.sub(keep, answer)
+    return answer, dropped
 
 
 def is_refusal(answer: str) -> bool:

@@ -118,7 +118,8 @@ def _check_values(schema: Mapping[str, Any], place: str) -> None:
     if "$ref" in schema and not str(schema["$ref"]).startswith("#/"):
         raise GrammarError(f"'$ref' of the JSON schema at {place} must begin with #/", hint="nothing is fetched")
     required = _of(list, schema, "required", place) if schema.get("required") else []
-    missing = set(map(str, required)).difference(schema.get("properties") or ())
+    properties = _of(dict, schema, "properties", place) if schema.get("properties") else {}
+    missing = set(map(str, required)).difference(properties)
     if missing:
         raise GrammarError(f"the JSON schema requires {sorted(missing)[0]!r} at {place}, which is no property")
 

@@ -209,7 +209,7 @@ def test_a_snapshot_is_what_the_arena_held_and_never_changes(steps: list[tuple[s
             assert (index.codes == codes_of(ids)).all()
             assert np.isfinite(index.cosines(np.ones(5, np.float32), ids)).all()
             for exact in (True, False):
-                found, _ = index.top_k(np.ones(5, np.float32), 1000, exact=exact, proposed=1000)
+                found, _ = index.top_k(np.ones(5, np.float32), 9999, exact=exact, proposed=9999)
                 assert sorted(found.tolist()) == ids
 
 
