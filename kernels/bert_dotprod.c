@@ -1,7 +1,9 @@
 /* The BERT encoder with NEON's dot products of bytes: ARMv8.2 and later, such as Cortex-A76 and every Apple chip. */
 #include "bert.h"
 
-#if defined(__GNUC__) && defined(__aarch64__)
+/* Before version 16, clang's header has the function only where all code may use it. */
+#if defined(__GNUC__) && defined(__aarch64__) && \
+    (!defined(__clang__) || __clang_major__ >= 16 || defined(__ARM_FEATURE_DOTPROD))
 #include "bert_lanes4.h"
 #if defined(__linux__)
 #include <sys/auxv.h>

@@ -1,16 +1,18 @@
-"""`native/check_kernels.c` with sanitizers, and built for 64-bit ARM and run in an emulator (`make kernels`)."""
+"""The programs of `native/` with sanitizers, and built for 64-bit ARM and run in an emulator (`make kernels`)."""
 
 from __future__ import annotations
 
 import platform
 import shutil
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[1]
-SOURCES = [*sorted((ROOT / "kernels").glob("*.c")), ROOT / "tests" / "native" / "check_kernels.c"]
+KERNELS = sorted((ROOT / "kernels").glob("*.c"))
+PROGRAMS = sorted((ROOT / "tests" / "native").glob("*.c"))
 FLAGS = ["-std=c11", "-O1", "-g", "-fno-math-errno", "-fno-trapping-math", "-Wall", "-Wextra", "-Werror"]
 SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer"]
 ARM_COMPILER, ARM_EMULATOR = "aarch64-linux-gnu-gcc", "qemu-aarch64"
@@ -21,26 +23,33 @@ needs_arm = pytest.mark.skipif(
 )
 
 
-def build(compiler: str, output: Path, *flags: str) -> Path:
-    command = [compiler, *FLAGS, *flags, *map(str, SOURCES), "-o", str(output), "-lm"]
-    built = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert built.returncode == 0, built.stderr
-    return output
-
-
-def check(*command: str) -> set[str]:
-    """The paths that the program checked."""
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return set(done.stdout.splitlines())
+def paths(
+    folder: Path,
+    compiler: str,
+    *flags: str,
+    runner: Sequence[str] = (),
+    kernels: Sequence[Path] = KERNELS,
+    programs: Sequence[Path] = PROGRAMS,
+) -> set[str]:
+    """Build and run the programs; the paths that they found right."""
+    found: set[str] = set()
+    for source in programs:
+        program = folder / source.stem
+        command = [compiler, *FLAGS, *flags, *map(str, kernels), str(source), "-o", str(program), "-lm"]
+        built = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert built.returncode == 0, built.stderr
+        done = subprocess.run([*runner, str(program)], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr[-3000:]
+        found |= set(done.stdout.splitlines())
+    return found
 
 
 @needs_gcc
 def test_the_sanitizers_find_nothing_on_any_path_of_this_processor(tmp_path: Path) -> None:
-    paths = check(str(build("gcc", tmp_path / "check", *SANITIZERS)))
-    assert {"scan 1", "bert portable", "logits"} <= paths
+    found = paths(tmp_path, "gcc", *SANITIZERS)
+    assert {"scan 1", "bert portable", "logits"} <= found
     if platform.machine() == "x86_64" and "avx2" in Path("/proc/cpuinfo").read_text():
-        assert {"scan 2", "bert avx2"} <= paths
+        assert {"scan 2", "bert avx2"} <= found
 
 
 @needs_gcc
@@ -50,15 +59,12 @@ def test_the_check_notices_a_wrong_kernel(tmp_path: Path) -> None:
     wrong = tmp_path / "scan.c"
     assert "out[r] = sum;" in source
     wrong.write_text(source.replace("out[r] = sum;", "out[r] = sum + (r == 63);"))
-    sources = [wrong if path.name == "scan.c" else path for path in SOURCES]
-    program = tmp_path / "check"
-    subprocess.run(["gcc", *FLAGS, *map(str, sources), "-o", str(program), "-lm"], check=True)
-    done = subprocess.run([str(program)], capture_output=True, text=True, check=False)
-    assert done.returncode == 1
-    assert "of 64x1" in done.stderr
+    with pytest.raises(AssertionError, match="of 64x1"):
+        paths(tmp_path, "gcc", kernels=[wrong, ROOT / "kernels" / "logits.c"], programs=PROGRAMS[1:])
 
 
 @needs_arm
+@pytest.mark.campaign
 @pytest.mark.parametrize(
     ("processor", "expected"),
     [
@@ -67,5 +73,4 @@ def test_the_check_notices_a_wrong_kernel(tmp_path: Path) -> None:
     ],
 )
 def test_the_paths_of_arm_agree_with_the_reference(tmp_path: Path, processor: str, expected: set[str]) -> None:
-    program = build(ARM_COMPILER, tmp_path / "check", "-static", "-O3")
-    assert check(ARM_EMULATOR, "-cpu", processor, str(program)) == expected
+    assert paths(tmp_path, ARM_COMPILER, "-static", "-O3", runner=(ARM_EMULATOR, "-cpu", processor)) == expected

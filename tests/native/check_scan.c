@@ -1,4 +1,4 @@
-/* Every path that this processor can take, against plain loops: a program of its own, so that it can be built with
+/* Scans and logits on every path that this processor can take, against plain loops: a program of its own, so that it can be built with
  * sanitizers, or for another processor and run in an emulator. Prints the paths that it checked; ends with 1 at the
  * first difference. */
 #include <math.h>
@@ -14,10 +14,6 @@ int edge_scan_rows(const int8_t *, const float *, size_t, const int16_t *, const
 int edge_scan_pack(const int8_t *, size_t, size_t, size_t, uint64_t *);
 int edge_scan_hamming(const uint64_t *, size_t, size_t, const uint64_t *, int, uint16_t *);
 int edge_scan_nearest(uint16_t *, size_t, const uint64_t *, size_t, int64_t *, size_t *);
-const char *edge_bert_path_name(int);
-int edge_bert_has_path(int);
-size_t edge_bert_product_memory(int, size_t, size_t, size_t);
-int edge_bert_product(int, const int8_t *, const int8_t *, size_t, size_t, size_t, int32_t *, void *);
 typedef struct {
     int32_t best;
     float max, second;
@@ -104,24 +100,6 @@ static void check_scan(int isa, size_t rows, size_t dim, size_t offset) {
     free(wanted), free(allowed), free(distances), free(expected), free(picked);
 }
 
-static void check_product(int path, size_t rows, size_t inputs, size_t outputs) {
-    int8_t *a = take(rows * inputs, 0), *b = take(inputs * outputs, 0);
-    int32_t *out = take(rows * outputs * sizeof *out, 0);
-    size_t bytes = (edge_bert_product_memory(path, rows, inputs, outputs) + 63) / 64 * 64;
-    void *memory = aligned_alloc(64, bytes);
-    memset(memory, 0, bytes);
-    for (size_t i = 0; i < rows * inputs; i++) a[i] = any() % 3 ? any_code() : -128;
-    for (size_t i = 0; i < inputs * outputs; i++) b[i] = any() % 3 ? (int8_t)(any() % 255 - 127) : -127;
-    EXPECT(!edge_bert_product(path, a, b, rows, inputs, outputs, out, memory), "product refused");
-    for (size_t r = 0; r < rows; r++)
-        for (size_t o = 0; o < outputs; o++) {
-            int32_t sum = 0;
-            for (size_t i = 0; i < inputs; i++) sum += a[r * inputs + i] * b[i * outputs + o];
-            EXPECT(out[r * outputs + o] == sum, "product %zu, %zu of %zux%zux%zu", r, o, rows, inputs, outputs);
-        }
-    free(a), free(b), free(out), free(memory);
-}
-
 static void check_logits(size_t count) {
     float *row = take(count * sizeof *row, 0);
     logits_figures fast, portable, plain;
@@ -136,20 +114,11 @@ static void check_logits(size_t count) {
 
 int main(void) {
     static const size_t rows[] = {0, 1, 7, 8, 63, 64, 65, 300}, dims[] = {1, 15, 16, 63, 64, 65, 383, 384, 385, 4096};
-    static const size_t widths[] = {1, 5, 16, 17, 64, 65, 100};
     for (int isa = 1; isa <= 16; isa *= 2) {
         if (!(edge_scan_isa() & isa)) continue;
         for (size_t r = 0; r < sizeof rows / sizeof *rows; r++)
             for (size_t d = 0; d < sizeof dims / sizeof *dims; d++) check_scan(isa, rows[r], dims[d], (r + d) % 3);
         printf("scan %d\n", isa);
-    }
-    for (int path = 0; edge_bert_path_name(path); path++) {
-        if (!edge_bert_has_path(path)) continue;
-        for (size_t i = 0; i < sizeof widths / sizeof *widths; i++)
-            for (size_t o = 0; o < sizeof widths / sizeof *widths; o++)
-                for (size_t r = 1; r < 9; r += 3) check_product(path, r, widths[i], widths[o]);
-        check_product(path, 7, 1536, 33);
-        printf("bert %s\n", edge_bert_path_name(path));
     }
     for (size_t count = 1; count < 3000; count += 1 + count / 3) check_logits(count);
     puts("logits");
