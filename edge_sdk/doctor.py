@@ -220,11 +220,19 @@ def _models(settings: Settings, problems: list[str]) -> Iterator[tuple[str, str]
     for name in (settings.encoder, settings.model):
         if name is not None and name not in reported:
             try:
-                resolve(name, settings)
+                model = resolve(name, settings)
+                if model.role == "encoder":
+                    yield "encoder runs on", _runs_on(model.directory)
             except EdgeError as error:
                 problems.append(str(error))
     if settings.model is None:
         problems += _decoder_problems(rows)
+
+
+def _runs_on(encoder: Path) -> str:
+    from .bert import encoder_backend
+
+    return encoder_backend(encoder)
 
 
 def _decoder_problems(rows: tuple[ModelRow, ...]) -> Iterator[str]:

@@ -41,6 +41,7 @@ def healthy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
     monkeypatch.setattr(doctor, "_kernels", lambda notes, problems: "compiled C")
     monkeypatch.setattr(doctor, "_version", lambda package: "1.0")
     monkeypatch.setattr(doctor, "_has_llama", lambda: True)
+    monkeypatch.setattr(doctor, "_runs_on", lambda encoder: "kernel (avx2)")
     return settings
 
 
@@ -52,7 +53,7 @@ def test_a_healthy_set_up_has_no_problems_and_every_section(healthy: Settings) -
     report = diagnose(healthy)
     assert report.problems == ()
     assert [section.title for section in report.sections][:4] == ["versions", "machine", "models", "settings"]
-    assert rows(report, "models").keys() == {"writer", "minilm-l6-int8"}
+    assert rows(report, "models").keys() == {"writer", "minilm-l6-int8", "encoder runs on"}
     assert "present, sha256" in rows(report, "models")["writer"]
     assert rows(report, "settings")["offline"] == "False (default)"
     assert rows(report, "settings")["remote"] == "not set (default)"
