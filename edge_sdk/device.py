@@ -45,6 +45,12 @@ def total_memory() -> int | None:
     return min((total for total in totals if total is not None), default=None)
 
 
+def process_memory() -> int | None:
+    """Bytes of memory that this process has resident now; None where the system does not say."""
+    size = _field(_PROC / "self/status", "VmRSS").removesuffix("kB").strip()
+    return int(size) * 1024 if size.isdigit() else None
+
+
 def free_disk(path: Path) -> int:
     """Bytes free on the file system of `path`, which need not exist yet."""
     path = path.absolute()

@@ -48,6 +48,16 @@ def group(system: Path, folder: str, **files: str) -> None:
 # --- this machine -----------------------------------------------------------------------------------
 
 
+def test_memory_that_this_process_has_taken_counts() -> None:
+    before = device.process_memory()
+    if before is None:
+        pytest.skip("this system does not say")
+    taken = b"1" * 50_000_000
+    after = device.process_memory()
+    assert after is not None
+    assert before + 40_000_000 < after < before + len(taken) + 50_000_000
+
+
 def test_the_real_machine_has_sane_figures() -> None:
     assert 1 <= device.usable_cores() <= (os.cpu_count() or 1)
     assert 1 <= device.default_threads() <= 8
