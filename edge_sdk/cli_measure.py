@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import click
 
 from .cli_options import cancel_on_interrupt, console, options, print_json, progress_bar
 from .config import Settings
+from .device import describe
 
 
 @click.command()
@@ -30,7 +32,7 @@ def eval_answers_command(settings: Settings, data: Path, limit: int | None, out:
     if not as_json:
         for name, value in result.items():
             console().print(f"  {name:<28} {value:.3f}" if isinstance(value, float) else f"  {name:<28} {value}")
-    print_json(result)
+    print_json(_stamped("eval answers", result))
     return 130 if cancel.is_set() else 0
 
 
@@ -57,7 +59,7 @@ def eval_retrieval_command(settings: Settings, data: Path, as_json: bool) -> int
             {name: [row[c] for c in columns] for name, row in result["systems"].items()},
             "{:.3f}",
         )
-    print_json({"command": f"edge eval retrieval --data {data.name}", **result})
+    print_json(_stamped("eval retrieval", result))
     return 130 if cancel.is_set() else 0
 
 
@@ -95,7 +97,7 @@ def bench_engine_command(
         )
     if not as_json:
         _show(result)
-    print_json({"command": _command_line("bench engine"), **result})
+    print_json(_stamped("bench engine", result))
 
 
 @click.command()
@@ -122,7 +124,7 @@ def bench_search_command(
                 f"{figures['rows']:,} rows of {figures['dim']}; reading the int8 codes alone takes {read:.2f} ms"
             )
             _table(title, columns, {name: [figures[c][name] for c in columns] for name in names}, "{:.2f}")
-    print_json({"command": _command_line("bench search"), **result})
+    print_json(_stamped("bench search", result))
 
 
 @click.command()
@@ -162,13 +164,14 @@ def bench_ingest_command(
         _table(
             result["backend"], columns, {name: [row[c] for c in columns] for name, row in rows.items()}, "{:.1f}"
         )
-    print_json({"command": _command_line("bench ingest"), **result})
+    print_json(_stamped("bench ingest", result))
 
 
-def _command_line(name: str) -> str:
-    """What was asked, without the paths of this machine."""
+def _stamped(name: str, result: Mapping[str, Any]) -> dict[str, Any]:
+    """The result with what was asked, without the paths of this machine, where and when."""
     words = [Path(word).name if "/" in word else word for word in sys.argv[3:]]
-    return f"edge {name} {' '.join(words)}".strip()
+    stamp = {"command": f"edge {name} {' '.join(words)}".strip(), "date": time.strftime("%Y-%m-%d")}
+    return {**stamp, "machine": describe(), **result}
 
 
 def _table(title: str, columns: Sequence[str], rows: Mapping[str, Sequence[float]], form: str) -> None:
