@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import EngineError
-from .fulltext import match_expression
+from .fulltext import any_of, match_terms, telling
 from .ranking import best_first, feed_back, fuse, word_vectors
 from .records import Hit, Passage
 from .schema import storable
@@ -46,7 +46,8 @@ def retrieve(
     if k < 1 or not question.strip():
         return []
     candidates = max(candidates, k)
-    bm25 = dict(store.search_text(match_expression(question), candidates * _TEXT_DEPTH))
+    terms = telling(match_terms(question), store.counts().passages, store.count_text)
+    bm25 = dict(store.search_text(any_of(terms), candidates * _TEXT_DEPTH))
     asked = None if encoder is None else _ask_vectors(store, encoder, question)
     nearest = [] if asked is None else asked.index.top_k(asked.query, candidates)[0].tolist()
     ids = np.array(sorted({*list(bm25)[:candidates], *nearest}), np.int64)

@@ -7,7 +7,17 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from edge_sdk.fulltext import MAX_BYTES, MAX_REPEATS, MAX_STOP_WORDS, MAX_TERMS, match_expression
+from edge_sdk.fulltext import (
+    MAX_BYTES,
+    MAX_REPEATS,
+    MAX_STOP_WORDS,
+    MAX_TERMS,
+    RAREST,
+    SMALL_STORE,
+    match_expression,
+    match_terms,
+    telling,
+)
 
 ORDINARY = (
     "what's the c++ policy?",
@@ -158,3 +168,52 @@ def test_a_hundred_thousand_characters_are_cut_to_their_first_terms() -> None:
     assert match_expression("a" * 100_000) == ""  # no word is that long
     assert match_expression("." * 100_000) == ""
     assert match_expression("a.b_" * 25_000).startswith('"b" OR "b"')
+
+
+# --- terms that tell something ----------------------------------------------------------------------
+
+LARGE = 20 * SMALL_STORE
+
+
+def kept(having: dict[str, int], passages: int = LARGE) -> list[str]:
+    return telling(list(having), passages, lambda term, limit: min(having[term], limit))
+
+
+def test_a_term_of_more_than_half_of_the_passages_is_not_searched_for() -> None:
+    assert kept({"python": LARGE // 2 + 1, "parse": LARGE // 2, "json": 3}) == ["parse", "json"]
+    assert kept({"python": LARGE, "manual": LARGE}) == ["python", "manual"]  # there is nothing else
+
+
+def test_of_a_long_question_the_rarest_terms_stay_and_all_that_are_not_common() -> None:
+    rarest = {f"a{n}": LARGE // 10 + n for n in range(RAREST)}
+    assert kept({"z": LARGE // 5, **rarest}) == list(rarest)
+    few = {f"b{n}": LARGE // 20 for n in range(3 * RAREST)}
+    assert kept({"z": LARGE // 5, **few}) == list(few)
+
+
+def test_nothing_is_counted_where_the_store_is_small() -> None:
+    def count(term: str, limit: int) -> int:
+        raise AssertionError(term)
+
+    assert telling(["python", "python"], SMALL_STORE, count) == ["python", "python"]
+    assert telling([], LARGE, count) == []
+
+
+@given(
+    st.lists(st.sampled_from("abcdefghijklmnopqrstuvwxyz")), st.dictionaries(st.characters(), st.integers(0, LARGE))
+)
+def test_what_is_left_is_in_order_with_its_repeats_and_never_nothing(
+    terms: list[str], known: dict[str, int]
+) -> None:
+    having = {term: known.get(term, ord(term) * 1000 % LARGE) for term in terms}
+    left = telling(terms, LARGE, lambda term, limit: min(having[term], limit))
+    assert left == [term for term in terms if term in left]
+    assert bool(left) == bool(terms)
+    assert {term for term in terms if having[term] <= LARGE // 20} <= set(left)
+
+
+def test_each_term_is_an_expression_by_itself(index: sqlite3.Connection) -> None:
+    terms = match_terms("loop.run_in_executor() OR the policy")
+    assert terms == ['"loop run in executor"', '"run in executor"', '"loop"', '"run"', '"executor"', '"policy"']
+    for term in terms:
+        assert index.execute("SELECT count(*) FROM f WHERE f MATCH ?", (term,)).fetchone()

@@ -76,6 +76,26 @@ def test_every_hit_carries_both_ranks_and_the_cosine(store: Store) -> None:
         assert hit.similarity == pytest.approx(float(ENCODER.encode([hit.passage.text])[0] @ query), abs=0.01)
 
 
+def test_a_word_of_most_passages_costs_nothing_and_changes_nothing(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = retrieve(store, None, "tea water")
+    for name, text in TEXTS.items():
+        put(store, ENCODER, name, f"{text} Kitchen.", title="Kitchen")
+    asked: list[str] = []
+    search = Store.search_text
+
+    def watched(self: Store, match: str, limit: int) -> list[tuple[int, float]]:
+        asked.append(match)
+        return search(self, match, limit)
+
+    monkeypatch.setattr("edge_sdk.fulltext.SMALL_STORE", 0)
+    monkeypatch.setattr(Store, "search_text", watched)
+    hits = retrieve(store, None, "tea water in the kitchen")
+    assert asked == ['"tea" OR "water"']
+    assert [hit.passage.document for hit in hits] == [hit.passage.document for hit in plain] == ["tea", "coffee"]
+
+
 def test_what_only_one_ranking_found_still_has_its_cosine(store: Store) -> None:
     tea = ENCODER.encode([TEXTS["tea"]])[0]
     hits = {hit.passage.document: hit for hit in retrieve(store, Fixed(tea), "json object", k=2, candidates=2)}

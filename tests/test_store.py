@@ -166,6 +166,12 @@ def test_a_fts_expression_with_an_error_is_one_line(store: Store) -> None:
     assert store.search_text("", 5) == store.search_text('"a"', 0) == []
 
 
+def test_matches_are_counted_up_to_a_limit(store: Store) -> None:
+    put(store, ENCODER, "a", "alpha beta", "alpha", "gamma")
+    assert [store.count_text('"alpha"', limit) for limit in (0, 1, 2, 9)] == [0, 1, 2, 2]
+    assert store.count_text('"alpha beta" OR "gamma"', 9) == 2
+
+
 # --- the encoder ------------------------------------------------------------------------------------
 
 
