@@ -178,7 +178,7 @@ def _watch_parts(edge: Edge) -> dict[str, float]:
     spent = defaultdict[str, float](float)
     for part, methods in PARTS.items():
         for method in methods:
-            owner: type = next(kind for kind in (Store, VectorIndex, type(edge.encoder)) if method in vars(kind))
+            owner: type = next(kind for kind in (Store, VectorIndex, type(edge.encoder)) if hasattr(kind, method))
             setattr(owner, method, _timed(getattr(owner, method), part, spent))
     return spent
 

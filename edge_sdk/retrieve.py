@@ -36,8 +36,8 @@ def retrieve(
 ) -> list[Hit]:
     """The k best passages, best first; an empty store or question gives an empty list.
 
-    Two rankings look at everything and propose their `candidates` best: BM25 (FTS5) and the cosine of the vectors;
-    without an encoder BM25 alone. Their scores are fused, and the `LEADING` best are ranked again by how much they
+    Two rankings look at everything and propose their `candidates` best: BM25 (FTS5) of the terms that are `telling`
+    and the cosine of the vectors; without an encoder BM25 alone. Their scores are fused, and the `LEADING` best are ranked again by how much they
     are like those in front, in words and in vectors (`ranking`). Of passages with nearly the same text only the
     best stays. A hit's `score` is between 0 and 1; with an encoder every hit has its `similarity` to the question,
     wherever it was found. Raises `EncoderMismatchError` when the store's vectors are another's.
@@ -46,9 +46,10 @@ def retrieve(
     if k < 1 or not question.strip():
         return []
     candidates = max(candidates, k)
-    terms = telling(match_terms(question), store.counts().passages, store.count_text)
-    bm25 = dict(store.search_text(any_of(terms), candidates * _TEXT_DEPTH))
     asked = None if encoder is None else _ask_vectors(store, encoder, question)
+    total = store.counts().passages if asked is None else len(asked.index)  # which costs less
+    terms = telling(match_terms(question), total, store.count_text)
+    bm25 = dict(store.search_text(any_of(terms), candidates * _TEXT_DEPTH))
     nearest = [] if asked is None else asked.index.top_k(asked.query, candidates)[0].tolist()
     ids = np.array(sorted({*list(bm25)[:candidates], *nearest}), np.int64)
     cosines = None if asked is None else asked.index.cosines(asked.query, ids.tolist()).astype(np.float64)
