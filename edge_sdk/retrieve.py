@@ -37,10 +37,11 @@ def retrieve(
     """The k best passages, best first; an empty store or question gives an empty list.
 
     Two rankings look at everything and propose their `candidates` best: BM25 (FTS5) of the terms that are `telling`
-    and the cosine of the vectors; without an encoder BM25 alone. Their scores are fused, and the `LEADING` best are ranked again by how much they
-    are like those in front, in words and in vectors (`ranking`). Of passages with nearly the same text only the
-    best stays. A hit's `score` is between 0 and 1; with an encoder every hit has its `similarity` to the question,
-    wherever it was found. Raises `EncoderMismatchError` when the store's vectors are another's.
+    and the cosine of the vectors; without an encoder BM25 alone. Their scores are fused, and the `LEADING` best are
+    ranked again by how much they are like those in front, in words and in vectors (`ranking`). Of passages with
+    nearly the same text only the best stays. A hit's `score` is between 0 and 1; with an encoder every hit has its
+    `similarity` to the question, wherever it was found. Raises `EncoderMismatchError` when the store's vectors are
+    another's.
     """
     question = storable(question)
     if k < 1 or not question.strip():
