@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +19,7 @@ from .onnx_graph import MOVES, Array, Node, OnnxGraph
 
 _SHAPES = ("Reshape", "Transpose", "Squeeze", "Unsqueeze")
 _INPUTS = {"input_ids", "attention_mask", "token_type_ids"}
+_MOST_NODES, _MOST_MASKS = 20_000, 16  # far more than any encoder has, and soon walked
 _GELU = (math.sqrt(2), math.sqrt(0.5), 1.0, 0.5)  # the constants of x * 0.5 * (1 + erf(x / sqrt 2))
 
 
@@ -45,6 +47,8 @@ class _Path:
 
 def read_bert(graph: OnnxGraph) -> bert.BertWeights:
     """The weights of the encoder that the graph computes. Raises `NotBertError`."""
+    if len(graph.nodes) > _MOST_NODES:
+        raise NotBertError(f"it has {len(graph.nodes)} operations")
     try:
         return _Reader(graph).read()
     except NotBertError:
@@ -71,6 +75,7 @@ class _Reader:
     def __init__(self, graph: OnnxGraph) -> None:
         self.graph = graph
         self.heads = 0
+        self.taken = 0  # numbers copied out of the file, each of which may be taken once
 
     def read(self) -> bert.BertWeights:
         unknown = sorted(set(self.graph.inputs) - _INPUTS)
@@ -83,7 +88,7 @@ class _Reader:
         while True:
             norm, epsilon, total = self.norm(state)
             epsilons.add(epsilon)
-            if all(self.projection(part) is None for part in self.node(total).inputs):
+            if not any(map(self.projection, self.node(total).inputs)):
                 break
             state, layer, epsilon = self.layer(norm, total)
             epsilons.add(epsilon)
@@ -92,7 +97,9 @@ class _Reader:
             raise NotBertError("its layers are not all alike")
         words, positions = self.embeddings(total)
         codes, scales = self.codes(words, 0)
-        found = bert.BertWeights(
+        if not all(np.isfinite(part).all() for part in (scales, positions, norm.gamma, norm.beta)):
+            raise NotBertError("its embeddings are not finite")
+        return bert.BertWeights(
             heads=self.heads,
             epsilon=epsilons.pop(),
             words=codes,
@@ -101,9 +108,6 @@ class _Reader:
             embedded=norm,
             layers=tuple(reversed(layers)),
         )
-        if not all(np.isfinite(part).all() for part in (scales, positions, norm.gamma, norm.beta)):
-            raise NotBertError("its embeddings are not finite")
-        return found
 
     def layer(self, fed: bert.Norm, total: str) -> tuple[str, bert.Layer, float]:
         """The layer whose last sum is `total`; its input, itself, and the epsilon of the norm within."""
@@ -117,9 +121,8 @@ class _Reader:
         attended, epsilon, total = self.norm(middle)
         output, state = self.residual(total)
         query, key, value = self.attention(output.source)
-        if {self.graph.origin(part.source) for part in (query, key, value)} != {state} or self.graph.origin(
-            up.source
-        ) != middle:
+        sources = {self.graph.origin(part.source) for part in (query, key, value)}
+        if sources != {state} or self.graph.origin(up.source) != middle:
             raise NotBertError("its layers do not follow each other")
         found = bert.Layer(
             query=self.linear(query),
@@ -139,9 +142,8 @@ class _Reader:
         """A layer normalisation, as one operator or spelled out: its weights, its epsilon, its input."""
         node = self.node(name)
         if node.operator == "LayerNormalization" and len(node.inputs) == 3:
-            gamma, beta = (self.vector(part) for part in node.inputs[1:])
-            epsilon = node.attributes.get("epsilon", 1e-5)
-            return bert.Norm(gamma, beta), float(epsilon), self.graph.origin(node.inputs[0])  # type: ignore[arg-type]
+            number = float(node.attributes.get("epsilon", 1e-5))  # type: ignore[arg-type]
+            return bert.Norm(*map(self.vector, node.inputs[1:])), number, self.graph.origin(node.inputs[0])
         scaled, beta = self.with_constant(node, "Add")
         divided, gamma = self.with_constant(self.node(scaled), "Mul")
         division = self.node(divided)
@@ -151,11 +153,7 @@ class _Reader:
         if (centred.operator, root.operator) != ("Sub", "Sqrt"):
             raise NotBertError("a normalisation is spelled in an unknown way")
         _, epsilon = self.with_constant(self.node(root.inputs[0]), "Add")
-        return (
-            bert.Norm(_flat(gamma), _flat(beta)),
-            float(epsilon.reshape(-1)[0]),
-            self.graph.origin(centred.inputs[0]),
-        )
+        return bert.Norm(_flat(gamma), _flat(beta)), epsilon.item(), self.graph.origin(centred.inputs[0])
 
     def residual(self, total: str) -> tuple[_Projection, str]:
         """A sum of a projection and of what went around it."""
@@ -193,7 +191,7 @@ class _Reader:
     def scores(self, name: str) -> tuple[Node, float | None]:
         """The product of queries and keys under masks that add nothing learned, and by what it is scaled."""
         factor: float | None = 1.0
-        while True:
+        for _ in range(_MOST_MASKS):
             node = self.node(name)
             if node.operator == "MatMul":
                 return node, factor
@@ -209,6 +207,7 @@ class _Reader:
             elif any(self.learned(part) for part in others):
                 raise NotBertError("its attention scores have a learned bias")
             name = leads[0]
+        raise NotBertError("its attention scores have too many masks")
 
     def set_heads(self, heads: int, query: _Path) -> None:
         """Read the number of heads from the shape that queries are given, [batch, tokens, heads, size of one]."""
@@ -219,9 +218,8 @@ class _Reader:
             if node is not None and node.operator == "Concat":
                 parts = [self.graph.constant(part) for part in node.inputs]
                 ends = [0 if part is None else int(part.reshape(-1)[0]) for part in parts]
-            width = self.width(self.only(query))
             if len(ends) == 4:
-                heads = ends[2] if ends[2] > 0 else width // ends[3] if ends[3] > 0 else 0
+                heads = ends[2] if ends[2] > 0 else self.width(self.only(query)) // ends[3] if ends[3] > 0 else 0
         if heads < 1 or self.heads not in (0, heads):
             raise NotBertError("the number of its attention heads cannot be read")
         self.heads = heads
@@ -229,19 +227,20 @@ class _Reader:
     def embeddings(self, total: str) -> tuple[str, NDArray[np.float32]]:
         """The name of the word table; the position table with the embedding of token type 0 added."""
         words, positions, types = [], [], []
-        for table, index in self.gathers(total):
+        for table, index in islice(self.gathers(total), 4):  # a sum of sums may have more terms than can be counted
             above = self.graph.inputs_above(index)
             if self.graph.origin(index) == "input_ids":
                 words.append(table)
             elif "input_ids" in above or not above <= {"token_type_ids"}:
                 raise NotBertError("its positions depend on the tokens")
-            elif above or len(self.table(table)) <= 4:
+            elif above or (self.graph.shape(table) or (0,))[0] <= 4:
                 types.append(self.table(table)[0])
             elif self.counts_up(index):
                 positions.append(self.table(table))
             else:
                 raise NotBertError("its positions do not count from zero")
-        if len(words) != 1 or len(positions) != 1 or len(types) > 1:
+        widths = {table.shape[-1] for table in (*positions, *types)}
+        if (len(words), len(positions), len(widths)) != (1, 1, 1) or len(types) > 1:
             raise NotBertError(f"its embeddings are {len(words)} of words and {len(positions)} of positions")
         return words[0], np.ascontiguousarray(positions[0] + sum(types), np.float32)
 
@@ -285,13 +284,11 @@ class _Reader:
             path.operators.add(node.operator if exact else f"approximate {node.operator}")
             if node.operator not in (*through, *MOVES):
                 continue
-            data = node.inputs[:1] if node.operator in (*_SHAPES, *MOVES) else node.inputs
-            for part in data:
+            for part in node.inputs[:1] if node.operator in (*_SHAPES, *MOVES) else node.inputs:
                 shape = self.graph.shape(part)
-                constant = self.graph.constant(part) if shape is not None and math.prod(shape) == 1 else None
                 if shape is None:
                     todo.append(part)
-                elif constant is not None:
+                elif math.prod(shape) == 1 and (constant := self.graph.constant(part)) is not None:
                     by = float(constant.reshape(-1)[0])
                     path.constants.append(by)
                     path.factor = _scaled(path.factor, node, by)
@@ -306,19 +303,13 @@ class _Reader:
 
     def leads_to_product(self, name: str) -> bool:
         """Whether a product of two computed tensors is behind a mask or a scale."""
-        node = self.graph.nodes.get(self.graph.origin(name))
-        if node is None:
-            return False
-        if node.operator == "MatMul":
-            return all(self.graph.shape(part) is None for part in node.inputs)
-        return node.operator in ("Add", "Where", "Mul", "Div") and any(map(self.leads_to_product, node.inputs))
+        above = self.graph.above(name, {"Add", "Where", "Mul", "Div", *MOVES}.__contains__)
+        products = [node for part in above if (node := self.graph.nodes.get(part)) and node.operator == "MatMul"]
+        return any(all(self.graph.shape(part) is None for part in node.inputs) for node in products)
 
     def learned(self, name: str) -> bool:
         """Whether a stored tensor of more than one float goes into `name`."""
-        return any(
-            value is not None and value.dtype.kind == "f" and value.size > 1
-            for value in self.graph.stored_above(name)
-        )
+        return any(value.dtype.kind == "f" and value.size > 1 for value in self.graph.stored_above(name))
 
     def gathers(self, name: str) -> Iterator[tuple[str, str]]:
         """Tables and indices of the lookups that a sum adds up."""
@@ -340,6 +331,9 @@ class _Reader:
         if node.operator == "Range":
             start, step = self.graph.constant(node.inputs[0]), self.graph.constant(node.inputs[2])
             return start is not None and step is not None and (int(start), int(step)) == (0, 1)
+        starts = self.graph.constant(node.inputs[1]) if len(node.inputs) > 1 else node.attributes.get("starts")
+        if node.operator == "Slice" and (starts is None or np.any(starts)):
+            return False
         return node.operator in (*MOVES, *_SHAPES, "Slice", "Expand") and self.counts_up(node.inputs[0])
 
     def width(self, projection: _Projection) -> int:
@@ -352,20 +346,27 @@ class _Reader:
         for computed, stored in _pairs(node) if node.operator == operator else ():
             value = self.graph.constant(stored)
             if value is not None:
-                return computed, value
+                return computed, self.once(value)
         raise NotBertError(f"a {node.operator} stands where an {operator} of stored weights should")
 
     def vector(self, name: str) -> NDArray[np.float32]:
         value = self.graph.constant(name)
         if value is None:
             raise NotBertError(f"{name} is not stored")
-        return _flat(value)
+        return _flat(self.once(value))
 
     def table(self, name: str) -> NDArray[np.float32]:
         value = self.graph.constant(name)
         if value is None or value.ndim != 2:
             raise NotBertError(f"{name} is no table of embeddings")
-        return value.astype(np.float32, copy=False)
+        return self.once(value).astype(np.float32, copy=False)
+
+    def once(self, value: Array) -> Array:
+        """The value; refused where more is taken than is stored, as a small file could fill any memory."""
+        self.taken += value.size
+        if self.taken > self.graph.size:
+            raise NotBertError("it uses the same weights several times")
+        return value
 
     def linear(self, projection: _Projection) -> bert.Linear:
         codes, scales = self.codes(projection.weights, 1)
@@ -382,7 +383,7 @@ class _Reader:
             if stored is not None and scale is not None and stored.dtype == np.int8 and stored.ndim == 2:
                 wanted = tuple(size if at == axis else 1 for at, size in enumerate(stored.shape))
                 if scale.shape == wanted and stored.min() > -128:
-                    return np.ascontiguousarray(stored), _flat(scale)
+                    return np.ascontiguousarray(self.once(stored)), _flat(scale)
         return quantize(self.table(name), axis)
 
 

@@ -1,14 +1,16 @@
 """Reads the graph of an ONNX file in plain Python: nodes with their attributes, and tensors as numpy arrays.
 
-For files that `inspect_onnx` has passed. It runs nothing and knows nothing of what a graph computes, but for the
-few operators with which exporters write a stored tensor.
+For files that `inspect_onnx` has passed, which may be hostile all the same: time and memory are in proportion to
+the file. It runs nothing and knows nothing of what a graph computes, but for the few operators with which exporters
+write a stored tensor.
 """
 
 from __future__ import annotations
 
+import math
 import mmap
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +29,8 @@ _TYPES = {1: "<f4", 2: "u1", 3: "i1", 6: "<i4", 7: "<i8", 9: "?", 10: "<f2", 11:
 MOVES = ("Identity", "Cast", "Dropout")
 """Operators that leave the numbers as they are."""
 _FOLDED = ("Identity", "Cast", "Transpose", "Mul", "DequantizeLinear")
+_MOST_FOLDED = 8  # operators between a tensor and what is stored; exporters write up to four
+_MOST_PACKED = 1 << 20  # bytes of a list of numbers, each of which becomes an object
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +46,7 @@ class Node:
 class OnnxGraph:
     """The main graph of a file: `nodes` by the names of their outputs, `inputs` and `outputs` by name.
 
-    Tensors are views of the mapped files: copy what has to stay.
+    Tensors are views of the mapped files: copy what has to stay. `size` is that of the files, in bytes.
     """
 
     def __init__(self, file: OnnxFile) -> None:
@@ -53,51 +57,31 @@ class OnnxGraph:
         self.inputs: list[str] = []
         self.outputs: list[str] = []
         self._tensors: dict[str, Array] = {}
+        self._foldable: dict[str, tuple[tuple[int, ...], int]] = {}  # shape and number of operators
         try:
             for number, part in _fields(self._map(file.path)):
                 if number == 7 and isinstance(part, memoryview):
                     self._read(part)
-        except (ValueError, KeyError, IndexError, struct.error) as error:
+        except (ValueError, TypeError, LookupError, ArithmeticError, OSError, struct.error) as error:
             raise ModelDamagedError(
                 f"the graph of {file.path} cannot be read: {error}", hint="pull the model again"
             ) from error
         self.inputs = [name for name in self.inputs if name not in self._tensors]
 
+    @property
+    def size(self) -> int:
+        return sum(map(len, self._maps.values()))
+
     def shape(self, name: str) -> tuple[int, ...] | None:
         """The shape of what `constant` would give, without the work; None where it would."""
-        if name in self._tensors:
-            return self._tensors[name].shape
-        node = self.nodes.get(name)
-        if node is None or node.operator not in _FOLDED:
-            value = self.constant(name)
-            return None if value is None else value.shape
-        shapes = [self.shape(part) for part in node.inputs]
-        known = [shape for shape in shapes if shape is not None]
-        if len(known) < len(shapes):
-            return None
-        if node.operator == "Transpose":
-            order = _order(node, len(known[0]))
-            return tuple(known[0][at] for at in order)
-        return np.broadcast_shapes(*known) if node.operator == "Mul" else known[0]
+        return self._tensors[name].shape if name in self._tensors else self._foldable.get(name, (None,))[0]
 
     def constant(self, name: str) -> Array | None:
         """The value of a tensor that is stored in the file, perhaps behind casts, scales or a transposition."""
-        if name in self._tensors:
-            return self._tensors[name]
-        node = self.nodes.get(name)
-        if node is None:
-            return None
-        if node.operator == "Constant":
-            value = node.attributes.get(
-                "value", node.attributes.get("value_float", node.attributes.get("value_int"))
-            )
-            return None if value is None or isinstance(value, bytes) else np.asarray(value)
-        if node.operator not in _FOLDED:
-            return None
-        parts = [self.constant(part) for part in node.inputs]
-        if any(part is None for part in parts):
-            return None
-        return _folded(node, [part for part in parts if part is not None])
+        if name in self._tensors or name not in self._foldable:
+            return self._tensors.get(name)
+        node = self.nodes[name]
+        return _folded(node, [part for name in node.inputs if (part := self.constant(name)) is not None])
 
     def origin(self, name: str) -> str:
         """The name behind operators that change nothing."""
@@ -107,7 +91,7 @@ class OnnxGraph:
 
     def stored_above(self, name: str) -> Iterator[Array]:
         """Stored tensors that go into `name`."""
-        for above in self._above(name, through_shapes=True):
+        for above in self.above(name, lambda operator: True):
             node = self.nodes.get(above)
             value = self.constant(above) if node is None or node.operator == "Constant" else None
             if value is not None:
@@ -115,9 +99,10 @@ class OnnxGraph:
 
     def inputs_above(self, name: str) -> set[str]:
         """Inputs of the graph whose values, and not only whose shapes, go into `name`."""
-        return self._above(name, through_shapes=False) & set(self.inputs)
+        return self.above(name, lambda operator: operator != "Shape") & set(self.inputs)
 
-    def _above(self, name: str, *, through_shapes: bool) -> set[str]:
+    def above(self, name: str, past: Callable[[str], bool]) -> set[str]:
+        """`name` and all that goes into it through operators that are `past`."""
         seen: set[str] = set()
         todo = [name]
         while todo:
@@ -125,7 +110,7 @@ class OnnxGraph:
             if name not in seen:
                 seen.add(name)
                 node = self.nodes.get(name)
-                if node is not None and (through_shapes or node.operator != "Shape"):
+                if node is not None and past(node.operator):
                     todo += node.inputs
         return seen
 
@@ -149,6 +134,22 @@ class OnnxGraph:
             if not self.nodes.keys().isdisjoint(node.outputs):
                 raise ValueError(f"a {node.operator} gives what is there already")
             self.nodes.update((name, node) for name in node.outputs if name)
+            self._store(node)
+
+    def _store(self, node: Node) -> None:
+        """Note the node where it gives what is stored in the file."""
+        if node.operator == "Constant" and node.outputs:
+            found = [
+                node.attributes[key] for key in ("value", "value_float", "value_int") if key in node.attributes
+            ]
+            if found and not isinstance(found[0], bytes):
+                self._tensors[node.outputs[0]] = np.asarray(found[0])
+        elif node.operator in _FOLDED and node.inputs and node.outputs:
+            shapes = [shape for part in node.inputs if (shape := self.shape(part)) is not None]
+            operators = 1 + sum(self._foldable.get(part, ((), 0))[1] for part in node.inputs)
+            shape = _folded_shape(node, shapes) if len(shapes) == len(node.inputs) else None
+            if shape is not None and operators <= _MOST_FOLDED:
+                self._foldable[node.outputs[0]] = shape, operators
 
     def _node(self, data: memoryview) -> Node:
         inputs, outputs, operator, attributes = [], [], "", {}
@@ -186,13 +187,15 @@ class OnnxGraph:
         shape: list[int] = []
         name, dtype, content, external = "", "", memoryview(b""), {}
         integers: list[int] = []
+        too_long = False
         for number, value in _fields(data):
             if number == 1:
                 shape += _integers(value)
             elif number == 2 and isinstance(value, int):
                 dtype = _TYPES.get(value, "V")
             elif number in (5, 7):
-                integers += _integers(value)
+                too_long |= not isinstance(value, int) and len(value) > _MOST_PACKED
+                integers += [] if too_long else _integers(value)
             elif number == 8:
                 name = _text(value)
             elif number in (4, 9, 10) and isinstance(value, memoryview):
@@ -200,10 +203,11 @@ class OnnxGraph:
             elif number == 13 and isinstance(value, memoryview):
                 entry = {key: _text(part) for key, part in _fields(value)}
                 external[entry[1]] = entry.get(2, "")
-        if dtype == "V":
+        if dtype == "V" or too_long:
             return name, np.empty(0, "V1")
-        if integers:
-            return name, np.array(integers, dtype).reshape(shape)
+        if integers:  # halves are stored as their bits
+            numbers = np.array(integers, "<u2").view(dtype) if dtype == "<f2" else np.array(integers, dtype)
+            return name, numbers.reshape(shape)
         if external:
             content = self._map(self._file.path.parent / external["location"])[int(external.get("offset", 0)) :]
             content = content[: int(external["length"])] if "length" in external else content
@@ -211,6 +215,8 @@ class OnnxGraph:
         return name, np.frombuffer(content, dtype, count).reshape(shape)
 
     def _map(self, path: Path) -> memoryview:
+        if path not in (self._file.path, *self._file.external):  # `inspect_onnx` has seen no such name
+            raise ValueError(f"it names {str(path)!r} in a way that is not allowed")
         if path not in self._maps:
             with path.open("rb") as file:
                 self._maps[path] = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
@@ -221,6 +227,22 @@ def _order(node: Node, dimensions: int) -> tuple[int, ...]:
     """What a Transpose puts where; by default it turns the dimensions around."""
     order = node.attributes.get("perm")
     return order if isinstance(order, tuple) else tuple(reversed(range(dimensions)))
+
+
+def _folded_shape(node: Node, shapes: list[tuple[int, ...]]) -> tuple[int, ...] | None:
+    """The shape that `_folded` gives; None where it would fail, or be larger than all that it is made of."""
+    try:
+        if node.operator == "Transpose":
+            order = _order(node, len(shapes[0]))
+            return tuple(shapes[0][at] for at in order) if sorted(order) == [*range(len(shapes[0]))] else None
+        if node.operator == "Mul":
+            whole = np.broadcast_shapes(*shapes)
+            return whole if whole in shapes else None
+        axis = node.attributes.get("axis", 1)
+        fit = all(math.prod(shape) == 1 or math.prod(shape) == shapes[0][axis] for shape in shapes[1:])  # type: ignore[index]
+        return shapes[0] if fit else None
+    except (ValueError, LookupError, TypeError):
+        return None
 
 
 def _folded(node: Node, parts: list[Array]) -> Array:
@@ -260,20 +282,22 @@ def _fields(data: memoryview) -> Iterator[tuple[int, int | memoryview]]:
 
 
 def _varint(data: memoryview, at: int) -> tuple[int, int]:
-    result = shift = 0
-    while True:
+    result = 0
+    for shift in range(0, 70, 7):
         byte = data[at]
         at += 1
         result |= (byte & 0x7F) << shift
-        shift += 7
         if byte < 0x80:
             return result, at
+    raise ValueError("a number does not end")
 
 
 def _integers(value: int | memoryview) -> list[int]:
     """A repeated integer field, one number or packed."""
     if isinstance(value, int):
         return [_signed(value)]
+    if len(value) > _MOST_PACKED:
+        raise ValueError(f"a list of numbers takes {len(value)} bytes")
     numbers, at = [], 0
     while at < len(value):
         number, at = _varint(value, at)

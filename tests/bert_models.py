@@ -41,11 +41,11 @@ def random_weights(
 def write_bert(directory: Path, weights: bert.BertWeights, spelling: Spelling) -> None:
     """The encoder as ONNX with a byte-level tokenizer: `fused` operators, `plain` ones, or `int8` weights."""
     directory.mkdir(parents=True, exist_ok=True)
-    (directory / "model.onnx").write_bytes(_Writer(weights, spelling).file())
+    (directory / "model.onnx").write_bytes(BertWriter(weights, spelling).file())
     write_tokenizer(directory)
 
 
-class _Writer:
+class BertWriter:
     def __init__(self, weights: bert.BertWeights, spelling: Spelling) -> None:
         self.weights, self.spelling = weights, spelling
         self.nodes: list[bytes] = []
