@@ -48,7 +48,7 @@ def bench_retrieve(
     passages: int = 100_000,
     questions: int = 200,
     progress: Progress = lambda done, total, detail: None,
-) -> dict[str, object]:
+) -> dict[str, Any]:
     """Make a store of so many passages, search it with the encoder of the settings; `edge bench retrieve`.
 
     `first_ms` is the median over `PROCESSES`: to `open` the store (with the imports), to load the `encoder`, to

@@ -167,6 +167,26 @@ def bench_ingest_command(
     print_json(_stamped("bench ingest", result))
 
 
+@click.command()
+@click.option("--passages", default=100_000, show_default=True, type=click.IntRange(100), help="Size of the store.")
+@click.option("--questions", default=200, show_default=True, type=click.IntRange(3))
+@options("encoder")
+def bench_retrieve_command(settings: Settings, passages: int, questions: int, as_json: bool) -> None:
+    """Measure `Edge.search` in a large store of made-up text: first and warm, with its parts."""
+    from .bench_retrieve import bench_retrieve
+
+    with progress_bar("measuring") as bar:
+        result = bench_retrieve(settings, passages=passages, questions=questions, progress=bar)
+    if not as_json:
+        title = f"{passages:,} passages; first search {result['first_ms']['total']:.0f} ms; milliseconds when warm"
+        rows = {
+            name: [figures["median"], figures["p99"], *figures["parts"].values()]
+            for name, figures in (("6 to 14 words", result["warm_ms"]), ("60 words", result["long_ms"]))
+        }
+        _table(title, ("median", "p99", *result["warm_ms"]["parts"]), rows, "{:.1f}")
+    print_json(_stamped("bench retrieve", result))
+
+
 def _stamped(name: str, result: Mapping[str, Any]) -> dict[str, Any]:
     """The result with what was asked, without the paths of this machine, where and when."""
     words = [Path(word).name if "/" in word else word for word in sys.argv[3:]]

@@ -20,14 +20,15 @@ ROWS = (
     " | sse completions | plain_text outline | engine | sampling | json_schema gbnf"
     " | template_sandbox chat_template | gguf_header | transformers_config | tokenizer | onnx_session onnx_graph"
     " | database segments schema",
-    "fakes | embed bert_graph bert vector_reader store | native_thread llama engine_gguf | engine_onnx"
-    " | exchange remote | partial archive download"
+    "fakes | embed bert_graph bert static_encoder encoders vector_reader store"
+    " | native_thread llama engine_gguf | engine_onnx | exchange remote | partial archive download"
     " | parse_markdown parse_html parse_pdf parse_docx parse_worker parse"
     " | python_definitions python_modules python_worker python_source",
     "models | ingest | retrieve",
     "route | loading | doctor",
     "edge",
-    "bench_engine bench_ingest bench_search cli_options cli_answers cli_documents cli_measure cli_models cli",
+    "bench_engine bench_ingest bench_search bench_text bench_retrieve"
+    " cli_options cli_answers cli_distill cli_documents cli_measure cli_models cli",
 )
 
 # Every third-party package and the modules that may import it. Small and everywhere: numpy.
@@ -58,6 +59,7 @@ OWNERS = {
 IMPORTS_BY_NAME = (
     "edge_sdk.__init__",
     "edge_sdk.cli",
+    "edge_sdk.cli_distill",
     "edge_sdk.cli_measure",
     "edge_sdk.doctor",
     "edge_sdk.python_worker",
