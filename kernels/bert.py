@@ -130,7 +130,8 @@ class BertKernel:
         `ValueError` for an id or a length that is out of range and for a workspace that is too small.
         """
         lengths = np.array([len(text) for text in texts], np.int32)
-        ids = np.array([token for text in texts for token in text], np.int32)
+        tokens = np.array([token for text in texts for token in text], np.int64)
+        ids = np.clip(tokens, -1, 2**31 - 1).astype(np.int32)  # what is out of range stays so
         out = np.empty((len(texts), self.hidden), np.float32)
         failure = _call("edge_bert_encode")(
             self._model,
@@ -168,6 +169,8 @@ def best_path() -> str | None:
 def product(a: NDArray[np.int8], b: NDArray[np.int8], path: str) -> NDArray[np.int32]:
     """The exact matrix product of int8 codes, `b` above -128, by one of `paths()`: what all layers are made of."""
     a, b = np.ascontiguousarray(a, np.int8), np.ascontiguousarray(b, np.int8)
+    if a.shape[1:] != b.shape[:1]:
+        raise ValueError(f"matrices of {a.shape} and {b.shape} have no product")
     (rows, inputs), outputs = a.shape, b.shape[1]
     number = paths()[path]
     memory = _aligned(_call("edge_bert_product_memory")(number, rows, inputs, outputs))

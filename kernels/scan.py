@@ -37,11 +37,10 @@ def quantize_query(query: NDArray[np.float32]) -> tuple[NDArray[np.int16], float
         raise ValueError(f"a query of shape {query.shape}, at most {MAX_DIMENSION} components are possible")
     if not np.isfinite(query).all():
         raise ValueError("the query holds a value that is not finite")
-    peak = float(np.abs(query).max(initial=0.0))
-    if not peak:
+    limit = min(32639, (2**31 - 1) // (128 * max(1, query.size)))
+    scale = float(np.abs(query).max(initial=0.0)) / limit
+    if not np.float32(scale):
         return np.zeros(query.size, np.int16), 0.0
-    limit = min(32639, (2**31 - 1) // (128 * query.size))
-    scale = peak / limit
     return np.clip(np.rint(query / scale), -limit, limit).astype(np.int16), scale
 
 
@@ -59,7 +58,9 @@ def top_k(
     `codes` [n, d] and `scales` [n] contiguous, `queries` [q, d] from `quantize_query`; `allowed` has a bit a row
     (`bitmap`). Gives rows and scores [q, min(k, allowed rows)], best first, equal scores by row.
     """
-    _check_rows(codes, scales, queries.shape[-1])
+    if queries.ndim != 2:
+        raise ValueError(f"queries {queries.shape} are not a matrix")
+    _check_rows(codes, scales, queries)
     k = max(0, min(k, len(codes)))
     rows = np.empty((len(queries), k), np.int64)
     scores = np.empty((len(queries), k), np.float32)
@@ -86,7 +87,7 @@ def score_rows(
     isa: int | None = None,
 ) -> NDArray[np.float32]:
     """`scales[row] * (codes[row] @ query)` of chosen rows [m], in their order."""
-    _check_rows(codes, scales, query.shape[-1])
+    _check_rows(codes, scales, query)
     rows = np.ascontiguousarray(rows, np.int64)
     if rows.size and not 0 <= rows.min() <= rows.max() < len(codes):
         raise IndexError(f"rows {rows.min()} to {rows.max()} of {len(codes)}")
@@ -118,6 +119,7 @@ def pack_signs(codes: NDArray[np.int8], signs: NDArray[np.uint64], first: int = 
     count, dimension = codes.shape
     if signs.shape[1:] != sign_blocks(0, dimension)[1:] or not 0 <= first <= len(signs) * 8 - count:
         raise ValueError(f"sign blocks of shape {signs.shape} have no room for rows {first} to {first + count}")
+    _check_types((codes, np.int8), (signs, np.uint64))
     if (library := _library()) is None:
         rows = np.arange(first, first + count)
         signs[rows // 8, :, rows % 8] = _sign_words(codes)
@@ -138,6 +140,7 @@ def hamming(
     """Write how many sign bits of each row differ from `query` [words] to `out` [8 * blocks]."""
     if signs.shape[1:] != (len(query), 8) or out.shape != (8 * len(signs),):
         raise ValueError(f"sign blocks {signs.shape}, a query of {query.shape} and {out.shape} do not match")
+    _check_types((signs, np.uint64), (query, np.uint64), (out, np.uint16))
     if (library := _library()) is None:
         for start in range(0, len(signs), 4096):
             part = np.bitwise_count(signs[start : start + 4096] ^ query[:, None]).sum(axis=1, dtype=np.uint16)
@@ -152,6 +155,7 @@ def nearest(distances: NDArray[np.uint16], k: int, allowed: NDArray[np.uint64] |
 
     `distances` is used up: with `allowed`, the rows that are not get the largest value.
     """
+    _check_types((distances, np.uint16))
     k = max(0, min(k, len(distances)))
     if (library := _library()) is None:
         open_rows = (
@@ -233,11 +237,17 @@ def _call(failure: int) -> None:
         raise ValueError(("", "too many rows or components", "not an instruction set of this processor")[failure])
 
 
-def _check_rows(codes: NDArray[np.int8], scales: NDArray[np.float32], dimension: int) -> None:
-    if codes.ndim != 2 or scales.shape != (len(codes),) or codes.shape[1] != dimension:
-        raise ValueError(f"codes {codes.shape}, scales {scales.shape} and a query of {dimension} do not match")
-    if codes.dtype != np.int8 or scales.dtype != np.float32:
-        raise ValueError(f"codes must be int8 and scales float32, not {codes.dtype} and {scales.dtype}")
+def _check_rows(codes: NDArray[np.int8], scales: NDArray[np.float32], query: NDArray[np.int16]) -> None:
+    if codes.ndim != 2 or scales.shape != (len(codes),) or codes.shape[1:] != query.shape[-1:]:
+        raise ValueError(f"codes {codes.shape}, scales {scales.shape} and queries {query.shape} do not match")
+    _check_types((codes, np.int8), (scales, np.float32), (query, np.int16))
+
+
+def _check_types(*arrays: tuple[NDArray[Any], type[np.generic]]) -> None:
+    """The kernel would read and write past the end of narrower values."""
+    for array, wanted in arrays:
+        if array.dtype != wanted:
+            raise ValueError(f"an array is {array.dtype} and has to be {np.dtype(wanted)}")
 
 
 def _bits(allowed: NDArray[np.uint64] | None, rows: int) -> NDArray[np.uint64] | None:

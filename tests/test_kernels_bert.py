@@ -90,10 +90,12 @@ def test_several_threads_share_a_model(weights: bert.BertWeights) -> None:
 def test_what_does_not_fit_is_refused(weights: bert.BertWeights) -> None:
     kernel = bert.BertKernel(weights)
     workspace = kernel.workspace(16, 8)
-    for texts in ([[80]], [[-1]], [[1] * 71], [[1] * 200]):
+    for texts in ([[80]], [[-1]], [[2**32]], [[1] * 71], [[1] * 200]):
         with pytest.raises(ValueError, match="do not fit"):
             kernel.encode(texts, workspace)
     assert kernel.encode([], workspace).shape == (0, 64)
+    with pytest.raises(ValueError, match="no product"):
+        bert.product(np.zeros((1, 9), np.int8), np.zeros((8, 1), np.int8), bert.PORTABLE)
     with pytest.raises(ValueError, match="no BERT"):
         bert.BertKernel(replace(weights, heads=4))  # heads of 16
     with pytest.raises(ValueError, match="has to be"):

@@ -131,8 +131,10 @@ def test_a_query_is_as_fine_as_no_overflow_allows(dimension: int, seed: int) -> 
     assert np.allclose(codes * scale, query, atol=0.51 * scale)
 
 
-def test_a_query_of_zeros_has_no_scale() -> None:
-    codes, scale = scan.quantize_query(np.zeros(3, np.float32))
+@pytest.mark.parametrize("query", [[], [0.0, 0.0], [1e-44, 0.0]])
+def test_a_query_of_nothing_has_no_scale(query: list[float]) -> None:
+    codes, scale = scan.quantize_query(np.array(query, np.float32))
+    assert codes.shape == (len(query),)
     assert not codes.any()
     assert scale == 0
 
@@ -146,12 +148,25 @@ def test_what_the_kernel_cannot_take_is_refused() -> None:
         scan.top_k(codes[:, :11], scales, query[None], 3)
     with pytest.raises(ValueError, match="int8"):
         scan.top_k(codes.astype(np.int16), scales, query[None], 3)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="matrix"):
+        scan.top_k(codes, scales, query, 3)
+    for narrow in (np.int8, np.float32):
+        with pytest.raises(ValueError, match="int16"):
+            scan.top_k(codes, scales, query[None].astype(narrow), 3)  # type: ignore[arg-type]
+        with pytest.raises(ValueError, match="int16"):
+            scan.score_rows(codes, scales, query.astype(narrow), np.array([1]))  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="bitmap"):
         scan.top_k(codes, scales, query[None], 3, np.zeros(0, np.uint64))
     with pytest.raises(IndexError, match="rows"):
         scan.score_rows(codes, scales, query, np.array([9]))
     with pytest.raises(ValueError, match="no room"):
         scan.pack_signs(codes, np.zeros((1, 1, 8), np.uint64))
+    with pytest.raises(ValueError, match="uint64"):
+        scan.pack_signs(codes, np.zeros((2, 1, 8), np.uint8))  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="uint16"):
+        scan.hamming(np.zeros((1, 1, 8), np.uint64), np.zeros(1, np.uint64), np.zeros(8, np.uint8))  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="uint16"):
+        scan.nearest(np.zeros(8, np.uint8), 3)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="not match"):
         scan.hamming(np.zeros((1, 1, 8), np.uint64), np.zeros(1, np.uint64), np.zeros(7, np.uint16))
     with pytest.raises(ValueError, match="components"):
