@@ -10,6 +10,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from math import isfinite, nan
 from pathlib import Path
 from threading import Event as Flag
 from typing import TYPE_CHECKING
@@ -42,9 +43,14 @@ def read_jsonl(path: Path) -> Iterator[dict[str, object]]:
             for number, line in enumerate(file, 1):
                 if line.strip():
                     try:
-                        yield json.loads(line)
-                    except ValueError as error:
+                        row = json.loads(line)
+                    except (ValueError, RecursionError) as error:
                         raise ConfigError(f"{path} line {number} is not JSON: {error}") from error
+                    if not isinstance(row, dict):
+                        raise ConfigError(f"{path} line {number} is not a JSON object")
+                    yield row
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path} is not UTF-8: {error.reason} at byte {error.start}") from error
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror}", hint="give the folder with --data") from error
 
@@ -78,8 +84,8 @@ def read_queries(data: Path) -> list[Query]:
     if (data / "qrels.jsonl").exists():
         texts = {str(row["id"]): str(row["text"]) for row in _rows(data / "queries.jsonl", "id", "text")}
         for row in _rows(data / "qrels.jsonl", "query", "doc", "rel"):
-            if float(str(row["rel"])) > 0:
-                judged.setdefault(str(row["query"]), {})[str(row["doc"])] = float(str(row["rel"]))
+            if (grade := _grade(row["rel"], data)) > 0:
+                judged.setdefault(str(row["query"]), {})[str(row["doc"])] = grade
     else:
         rows = list(_rows(data / "questions.jsonl", "id", "question", "passage_id"))
         texts = {str(row["id"]): str(row["question"]) for row in rows}
@@ -121,6 +127,16 @@ def fill_store(
         chunks = chunk_document(document)
         vectors = encoder.encode([embedding_text(chunk.heading, chunk.text) for chunk in chunks])
         store.put(document, chunks, vectors)
+
+
+def _grade(value: object, data: Path) -> float:
+    try:
+        grade = float(str(value))
+    except ValueError:
+        grade = nan
+    if not isfinite(grade):
+        raise ConfigError(f"{data / 'qrels.jsonl'} has the grade {value!r}, which is no number")
+    return grade
 
 
 def _rows(path: Path, *keys: str) -> Iterator[dict[str, object]]:

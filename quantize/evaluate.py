@@ -57,13 +57,17 @@ class Prediction:
 
 def read_questions(data: Path) -> list[Question]:
     """`questions.jsonl` of the folder."""
+    file = data / "questions.jsonl"
+    rows = list(read_jsonl(file))
+    if not all(isinstance(row.get("answers", []), list) for row in rows):
+        raise ConfigError(f"{file} has a line whose answers are no list")
     try:
         return [
             Question(str(row["id"]), str(row["question"]), tuple(row["answers"]), str(row["passage_id"]))  # type: ignore[arg-type]
-            for row in read_jsonl(data / "questions.jsonl")
+            for row in rows
         ]
     except KeyError as error:
-        raise ConfigError(f"{data / 'questions.jsonl'} has a line without {error}") from error
+        raise ConfigError(f"{file} has a line without {error}") from error
 
 
 def evaluate_answers(

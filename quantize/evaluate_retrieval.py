@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from edge_sdk import loading
 from edge_sdk.chunk import embedding_text
 from edge_sdk.config import Settings
+from edge_sdk.errors import ConfigError
 from edge_sdk.fulltext import match_expression
 from edge_sdk.records import Passage
 from edge_sdk.retrieve import retrieve
@@ -86,7 +87,9 @@ def evaluate_retrieval(
         fill_store(store, encoder, read_documents(file), progress, cancel)
         passages = store.passages(store.vector_index().ids.tolist())
         owners = {passage.id: passage.document for passage in passages}
-        rankers = _rankers(store, encoder, passages)
+        if not passages and not (cancel is not None and cancel.is_set()):
+            raise ConfigError(f"{file} holds no text")
+        rankers = _rankers(store, encoder, passages) if passages else {}
         for number, query in enumerate(queries):
             if cancel is not None and cancel.is_set():
                 break

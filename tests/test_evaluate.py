@@ -86,7 +86,13 @@ def test_averages_are_worked_out_as_by_hand() -> None:
 
 @pytest.mark.parametrize(
     ("line", "message"),
-    [("{not json", "line 1 is not JSON"), ('{"id": "q"}', "without 'question'"), ("", "holds no question")],
+    [
+        ("{not json", "line 1 is not JSON"),
+        ('{"id": "q"}', "without 'question'"),
+        ("", "holds no question"),
+        ("[]", "line 1 is not a JSON object"),
+        ('{"id": "q", "question": "?", "answers": "tea", "passage_id": "1"}', "answers are no list"),
+    ],
 )
 def test_a_bad_set_is_one_line(data: Path, engines: list[FakeEngine], line: str, message: str) -> None:
     (data / "questions.jsonl").write_text(line, encoding="utf-8")

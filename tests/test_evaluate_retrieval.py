@@ -102,6 +102,12 @@ def test_cancelling_gives_what_is_there(data: Path, settings: Settings) -> None:
     assert "passages" in seen
 
 
+def test_cancelling_before_the_first_document_gives_nothing(data: Path, settings: Settings) -> None:
+    cancel = Event()
+    cancel.set()
+    assert evaluate_retrieval(data, settings, cancel=cancel) == {"data": data.name, "n": 0, "passages": 0}
+
+
 def test_only_questions_with_a_relevant_document_count(data: Path) -> None:
     assert read_queries(data) == [
         Query("1", QUERIES[0]["text"], {"tea": 2.0, "bread": 1.0}),
@@ -120,9 +126,12 @@ def test_a_documents_title_becomes_a_heading_unless_the_text_begins_with_it(data
     ("file", "row", "message"),
     [
         ("docs", {"id": "x"}, "docs.jsonl is without 'text'"),
+        ("docs", {"id": "x", "text": ""}, "docs.jsonl holds no text"),
         ("queries", {"text": "?"}, "queries.jsonl is without 'id'"),
         ("qrels", {"query": "1"}, "qrels.jsonl is without 'doc', 'rel'"),
         ("qrels", {"query": "9", "doc": "tea", "rel": 1}, "no question with a relevant document"),
+        ("qrels", {"query": "1", "doc": "tea", "rel": "high"}, "grade 'high'"),
+        ("qrels", {"query": "1", "doc": "tea", "rel": float("inf")}, "grade inf"),
     ],
 )
 def test_a_bad_collection_is_one_line(
@@ -131,6 +140,13 @@ def test_a_bad_collection_is_one_line(
     write(data, **{file: [row]})
     with pytest.raises(ConfigError, match=message):
         evaluate_retrieval(data, settings)
+
+
+@pytest.mark.parametrize("content", [b"5", b"[]", b"\xff", b"[" * 100_000, b'{"id": '])
+def test_a_file_that_is_no_json_lines_is_one_line(data: Path, content: bytes) -> None:
+    (data / "docs.jsonl").write_bytes(content)
+    with pytest.raises(ConfigError, match=r"docs\.jsonl (line 1|is not UTF-8)"):
+        read_documents(data / "docs.jsonl")
 
 
 def test_a_missing_folder_is_one_line(tmp_path: Path, settings: Settings) -> None:
