@@ -18,7 +18,7 @@ from threading import Event
 from typing import TYPE_CHECKING, Protocol
 
 from .chunk import chunk_document, embedding_text
-from .errors import DocumentError, MissingExtraError
+from .errors import DocumentError, EngineError, MissingExtraError
 from .parse import DEFAULT_LIMITS, SUFFIXES, ParseLimits, content_hash, parse_bytes, read_document
 from .python_source import PREFIX, list_modules, parse_module
 from .records import AddReport, Chunk, ParsedDocument
@@ -188,6 +188,9 @@ class _Ahead:
 
     def _embed(self, texts: list[str], rows: list[tuple[_Cut, int, int]]) -> None:
         vectors, at = self._encoder.encode(texts), 0
+        expected = len(texts), self._encoder.dimension
+        if vectors.shape != expected:  # a single row would be spread over all passages
+            raise EngineError(f"the encoder gave vectors of shape {vectors.shape}, not {expected}")
         for cut, start, count in rows:
             cut.vectors[start : start + count] = vectors[at : at + count]
             at += count

@@ -304,6 +304,20 @@ def test_when_the_encoder_fails_the_documents_before_are_stored(store: Store, tm
     assert store.counts().documents == ingest.SLICE
 
 
+@pytest.mark.parametrize("shape", [(1, 32), (3, 32), (2, 31), (2,)])
+def test_vectors_that_are_not_one_for_each_passage_are_not_stored(
+    store: Store, tmp_path: Path, shape: tuple[int, ...]
+) -> None:
+    class Wrong(FakeEncoder):
+        def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
+            return np.resize(np.eye(3, 32, dtype=np.float32), shape)
+
+    (tmp_path / "a.txt").write_text("One sentence of some words. " * 60)
+    with pytest.raises(EngineError, match="shape"):
+        list(add(store, Wrong(32), [tmp_path / "a.txt"]))
+    assert store.counts().passages == 0
+
+
 def test_cancel_ends_before_the_next_document(store: Store, encoder: CountingEncoder, folder: Path) -> None:
     cancel = Event()
     reports = []
