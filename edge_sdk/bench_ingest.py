@@ -82,7 +82,7 @@ def bench_ingest(
 
 
 def _backend(directory: Path) -> str:
-    from .bert import encoder_backend
+    from .encoders import encoder_backend
 
     return encoder_backend(directory)
 
@@ -126,7 +126,7 @@ def _turn(kind: str, directory: Path, size: int, passages: list[str], threads: i
 
 
 def _ours(directory: Path, threads: int) -> Callable[[Sequence[str]], object]:
-    from .bert import open_encoder
+    from .encoders import open_encoder
 
     return open_encoder(directory, threads=threads).encode
 
@@ -165,9 +165,9 @@ def _plain(directory: Path, batch: int, threads: int) -> Callable[[Sequence[str]
 
 def _add(directory: Path, size: int, passages: list[str], threads: int) -> dict[str, float]:
     """`Edge.add` of files with `size` passages each, between two runs of the encoder alone on the same texts."""
-    from .bert import open_encoder
     from .chunk import chunk_document, embedding_text
     from .edge import Edge
+    from .encoders import open_encoder
     from .parse import parse_bytes
     from .store import Store
 

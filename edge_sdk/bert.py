@@ -1,4 +1,4 @@
-"""Texts to unit vectors with our own BERT kernel, and the choice between it and onnxruntime.
+"""Texts to unit vectors with our own BERT kernel.
 
 The kernel computes with 8 bits and without padding: two to four times as fast, in a tenth of the memory, without
 importing onnxruntime. Vectors are close to those of onnxruntime (cosine above .999 on passages), so both have one
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from .bert_graph import NotBertError, read_bert
 from .device import default_threads
-from .embed import CHARACTERS_PER_TOKEN, Encoder, OnnxEncoder, encoder_fingerprint
+from .embed import CHARACTERS_PER_TOKEN, encoder_fingerprint
 from .errors import ConfigError, EngineError
 from .kernel_faces import bert
 from .onnx_graph import OnnxGraph
@@ -24,44 +24,6 @@ from .onnx_session import find_model, inspect_onnx
 from .tokenizer import Tokenizer
 
 _RUN_TOKENS = 512  # of one run, or one text: enough to keep a thread busy, little enough for the caches
-
-
-def open_encoder(
-    directory: Path, *, name: str | None = None, threads: int | None = None, max_tokens: int = 256
-) -> Encoder:
-    """Open the encoder of a folder with our kernel, or with onnxruntime where that is the only way.
-
-    `encoder_backend` says which and why. Raises what `OnnxEncoder.open` raises.
-    """
-    if _lacks_kernel() is None:
-        try:
-            return BertEncoder.open(directory, name=name, threads=threads, max_tokens=max_tokens)
-        except NotBertError:
-            pass
-    return OnnxEncoder.open(directory, name=name, threads=threads, max_tokens=max_tokens)
-
-
-def encoder_backend(directory: Path) -> str:
-    """What `open_encoder` would compute with, in one line: `kernel (avx2)`, or `onnxruntime: ` and the reason.
-
-    Raises `ModelNotFoundError` or `ModelDamagedError`.
-    """
-    reason = _lacks_kernel()
-    if reason is None:
-        try:
-            read_bert(OnnxGraph(inspect_onnx(find_model(directory))))
-            return f"kernel ({bert.best_path()})"
-        except NotBertError as error:
-            reason = f"not a BERT that the kernel knows: {error}"
-    return f"onnxruntime: {reason}"
-
-
-def _lacks_kernel() -> str | None:
-    """Why this machine has no kernel that is faster than onnxruntime."""
-    best = bert.best_path()
-    if best is None:
-        return "the kernels were not compiled"
-    return "this CPU has no instructions that the kernel is fast with" if best == bert.PORTABLE else None
 
 
 class BertEncoder:

@@ -17,7 +17,7 @@ from typing import Any, Literal, get_args
 from .errors import ConfigError, ModelNotFoundError
 
 ModelRole = Literal["decoder", "encoder"]
-ModelFormat = Literal["gguf", "onnx"]
+ModelFormat = Literal["gguf", "onnx", "static"]
 SourceKind = Literal["pypi", "npm", "hf", "https", "file"]
 
 _MODEL_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,79}")

@@ -18,9 +18,11 @@ COMMANDS = {
     "chat": ("cli_answers", "ask question after question"),
     "reindex": ("cli_documents", "embed every passage again after a change of encoder"),
     "doctor": ("cli_models", "say what this machine has and what is wrong with the set-up"),
+    "distill static": ("cli_distill", "make an encoder without a transformer, for the smallest devices"),
     "bench engine": ("cli_measure", "measure prefill and decode beside a bare loop and llama_cpp.Llama"),
     "bench search": ("cli_measure", "measure vector search beside numpy, faiss, usearch and sqlite-vec"),
     "bench ingest": ("cli_measure", "measure the encoder and whole documents beside onnxruntime"),
+    "bench retrieve": ("cli_measure", "measure Edge.search in a large store, first and warm, with its parts"),
     "eval retrieval": ("cli_measure", "rank a judged collection by BM25, vectors, plain fusion and ours"),
     "eval answers": ("cli_measure", "measure retrieval and answers on a question set"),
 }

@@ -230,7 +230,7 @@ def _models(settings: Settings, problems: list[str]) -> Iterator[tuple[str, str]
 
 
 def _runs_on(encoder: Path) -> str:
-    from .bert import encoder_backend
+    from .encoders import encoder_backend
 
     return encoder_backend(encoder)
 

@@ -29,7 +29,7 @@ def open_store(settings: Settings) -> Store:
 
 def load_encoder(settings: Settings) -> Encoder:
     """Load the encoder of the settings. Raises `ModelError` with the command that fetches it."""
-    from .bert import open_encoder
+    from .encoders import open_encoder
     from .models import resolve
 
     model = resolve(settings.encoder, settings)

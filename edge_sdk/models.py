@@ -28,6 +28,7 @@ State = Literal["present", "absent", "incomplete", "damaged"]
 
 _RECORD = "verified.json"
 _ONNX_FILES = ("model.onnx", "model_quantized.onnx")
+_STATIC_FILE = "static.npz"
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +106,8 @@ def pull(name: str, settings: Settings, progress: Progress | None = None) -> Ins
 
 
 def resolve(name_or_path: str | Path, settings: Settings) -> InstalledModel:
-    """The model of a catalog name or alias, a `.gguf` file, or a folder with `model.onnx` and `tokenizer.json`.
+    """The model of a catalog name or alias, a `.gguf` file, or a folder with `tokenizer.json` and
+    `model.onnx` or `static.npz`.
 
     Nothing is fetched. Raises `ModelNotFoundError` when there is none, with the command that fetches it or the
     names that come close, and `ModelDamagedError` when a file is not the catalog's.
@@ -275,12 +277,14 @@ def _by_name(spec: ModelSpec, settings: Settings) -> InstalledModel:
 def _by_path(path: Path) -> InstalledModel:
     if path.suffix == ".gguf" and path.is_file():
         return InstalledModel(path.stem, "decoder", "gguf", path, path.parent)
+    if (path / _STATIC_FILE).is_file():
+        return InstalledModel(path.resolve().name, "encoder", "static", path / _STATIC_FILE, path)
     model = next((path / name for name in _ONNX_FILES if (path / name).is_file()), None)
     if model and (path / "tokenizer.json").is_file():
         return InstalledModel(path.resolve().name, _onnx_role(path), "onnx", model, path)
     raise ModelNotFoundError(
         f"there is no model at {path}",
-        hint="give a .gguf file, or a folder with model.onnx and tokenizer.json",
+        hint="give a .gguf file, or a folder with tokenizer.json and model.onnx or static.npz",
     )
 
 

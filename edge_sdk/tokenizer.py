@@ -87,6 +87,11 @@ class Tokenizer:
         return None if found is None else str(found)
 
     @cached_property
+    def size(self) -> int:
+        """Rows that a table with one for each token has: one more than the highest id."""
+        return max(self._native.get_vocab().values(), default=-1) + 1
+
+    @cached_property
     def longest(self) -> int:
         """Characters that one token can stand for at most, and so a bound on how few tokens a text has."""
         return max(map(len, self._native.get_vocab()), default=1)
