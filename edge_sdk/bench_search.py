@@ -68,6 +68,8 @@ def bench_search(
     """
     if not any(find_spec(package) for package in PEERS.values()):
         raise MissingExtraError("`edge bench search`", "bench")
+    if vectors is not None:
+        _open(vectors, max(rows), queries)
     growth = []
     for number, count in enumerate(sorted(rows)):
         progress(number, len(rows), f"{count:,} rows")
@@ -103,13 +105,20 @@ def _measure_apart(count: int, dimension: int, queries: int, vectors: Path | Non
 
 
 def _read(path: Path, count: int, queries: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    array = _open(path, count, queries)
+    return _unit(array[:count]), _unit(array[-queries:])
+
+
+def _open(path: Path, count: int, queries: int) -> NDArray[np.float32]:
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path} is not a .npy array: {error}", hint="save one with numpy.save") from error
     if array.ndim != 2 or array.dtype != np.float32 or len(array) < count + queries:
         raise ConfigError(f"{path} holds {array.dtype} of {array.shape}, not {count} + {queries} rows of float32")
-    return _unit(array[:count]), _unit(array[-queries:])
+    if not 1 <= array.shape[1] <= scan.MAX_DIMENSION:
+        raise ConfigError(f"{path} has rows of {array.shape[1]}, the kernel takes 1 to {scan.MAX_DIMENSION}")
+    return np.asarray(array)
 
 
 def clustered_rows(

@@ -47,14 +47,16 @@ def test_rows_may_come_from_a_file(tmp_path: Path) -> None:
 
 def test_a_file_that_is_not_such_an_array_is_refused(tmp_path: Path) -> None:
     np.save(tmp_path / "short.npy", np.zeros((3, 4), np.float32))
+    np.save(tmp_path / "wide.npy", np.zeros((25, 4097), np.float32))
     (tmp_path / "text.npy").write_text("not an array")
     for name, message in (
         ("short.npy", "not 20 [+] 5 rows"),
+        ("wide.npy", "rows of 4097"),
         ("text.npy", "not a .npy array"),
         ("no.npy", "No such"),
     ):
-        with pytest.raises(ConfigError, match=message):
-            bench._read(tmp_path / name, 20, 5)
+        with pytest.raises(ConfigError, match=f"^[^ ]*{name} .*{message}"):
+            bench.bench_search([20], queries=5, vectors=tmp_path / name)
 
 
 def test_what_goes_wrong_in_the_measuring_process_is_said(tmp_path: Path) -> None:
