@@ -265,7 +265,7 @@ def read_tail(sql: sqlite3.Connection, which: VectorSet, after: int = 0) -> Rows
         (after,),
     ).fetchall()
     for id, codes, scale, checksum in found:
-        if _checksum(id, codes, scale) != checksum:
+        if not _is_sound(id, codes, scale, checksum):
             raise damaged(sql, f"the vector of passage {id} does not match its checksum")
     return Rows(
         np.array([row[0] for row in found], np.int64),
@@ -352,7 +352,7 @@ def find_problems(
     for id, codes, scale, checksum in sql.execute(f"SELECT * FROM {which.tail} ORDER BY passage_id"):
         if id <= beyond:
             yield f"the vector of passage {id} is not in the order of ids"
-        if _checksum(id, codes, scale) != checksum:
+        if not _is_sound(id, codes, scale, checksum):
             yield f"the vector of passage {id} does not match its checksum"
         elif len(codes) != dimension:
             yield f"the vector of passage {id} has {len(codes)} components, not {dimension}"
@@ -383,9 +383,11 @@ def _digest(series: int, dimension: int, ids: bytes, scales: bytes, codes: bytes
     return digest.digest()
 
 
-def _checksum(id: int, codes: bytes, scale: float) -> int | None:
-    """The checksum of a row of the tail, CRC-32; None where the row is not even one."""
-    try:
-        return zlib.crc32(codes, zlib.crc32(struct.pack("<qd", id, scale)))
-    except (TypeError, struct.error):
-        return None
+def _checksum(id: int, codes: bytes, scale: float) -> int:
+    """The checksum of a row of the tail, CRC-32."""
+    return zlib.crc32(codes, zlib.crc32(struct.pack("<qd", id, scale)))
+
+
+def _is_sound(id: int, codes: object, scale: object, checksum: object) -> bool:
+    """Whether a row of the tail is what was put: a damaged file may hold anything in any column."""
+    return type(codes) is bytes and type(scale) is float and _checksum(id, codes, scale) == checksum

@@ -142,6 +142,19 @@ def test_a_document_over_many_segments_goes_at_once(store: Store) -> None:
     assert store.check() == []
 
 
+@pytest.mark.parametrize("zeroed", ["scale = NULL", "codes = 'text'", "scale = 'text'", "codes = 5"])
+def test_a_row_whose_types_are_lost_with_its_checksum_is_not_served(store: Store, zeroed: str) -> None:
+    fill(store, 5)
+    with sqlite3.connect(store.path) as connection:  # zeros over the head of a row do not ask the schema
+        connection.execute("PRAGMA writable_schema = ON")
+        connection.execute("UPDATE sqlite_schema SET sql = replace(sql, 'NOT NULL', '') WHERE name = 'vector_tail'")
+    connection.close()
+    change(store, f"UPDATE vector_tail SET {zeroed}, checksum = NULL WHERE passage_id = 3")
+    with pytest.raises(StoreDamagedError, match="passage 3"):
+        store.vector_index()
+    assert any("passage 3 does not match its checksum" in line for line in store.check())
+
+
 def test_sealing_refuses_a_damaged_row_of_the_tail(store: Store) -> None:
     """Else its checksum would be a sound segment's from then on."""
     fill(store, 7)
