@@ -18,7 +18,7 @@ from statistics import median
 from typing import Any
 
 from .device import default_threads, describe
-from .errors import EngineError
+from .errors import ConfigError, EngineError
 
 Progress = Callable[[float, float | None, str], None]
 _PASSAGES_A_DOCUMENT = 8
@@ -38,14 +38,24 @@ def bench_ingest(
 
     `encoders` holds medians over `repeats` for `edge` (whatever `open_encoder` takes), for `onnxruntime_1` and
     `onnxruntime_16`, which are loops over the same file with the package's own settings, texts sorted by length,
-    and with a `reference` folder (the same model in floats) for `reference_1` and so on. `ratio` is the median over
-    the rounds of ours to the best of the others. `end_to_end` is `Edge.add` of files, of one passage each and of
-    several, to a new store: passages a second, and as `share` of the encoder's rate on the same texts, which is
-    taken just before and just after.
+    and with a `reference` folder (the same model in floats) for `reference_1` and so on. A static encoder is
+    measured beside its `reference` alone, which `open_encoder` opens as well (`reference_edge`). `ratio` is the
+    median over the rounds of ours to the best of the others. `end_to_end` is `Edge.add` of files, of one passage
+    each and of several, to a new store: passages a second, and as `share` of the encoder's rate on the same texts,
+    which is taken just before and just after.
     """
+    from .encoders import is_static  # not above: a turn's process holds only what it measures
+
+    if not passages:
+        raise ConfigError("there is no passage to measure with", hint="check --data")
     threads = threads or default_threads()
     contenders = {"edge": ("edge", encoder_directory, 0)}
-    for name, folder in (("onnxruntime", encoder_directory), ("reference", reference)):
+    static = is_static(encoder_directory)
+    if static and reference is None:
+        raise ConfigError(f"{encoder_directory} is static: nothing runs in onnxruntime", hint="give a --reference")
+    if static and reference is not None:
+        contenders["reference_edge"] = ("edge", reference, 0)
+    for name, folder in (("onnxruntime", None if static else encoder_directory), ("reference", reference)):
         if folder is not None:
             contenders |= {f"{name}_{batch}": ("onnxruntime", folder, batch) for batch in batches}
     files = {"files_of_one": 1, "files_of_several": _PASSAGES_A_DOCUMENT}

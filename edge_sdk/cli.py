@@ -93,7 +93,7 @@ def _unknown(arguments: list[str]) -> int:
 
 
 def _help() -> str:
-    lines = [f"  {name:<14}{text}" for name, (_, text) in COMMANDS.items()]
+    lines = [f"  {name:<16}{text}" for name, (_, text) in COMMANDS.items()]
     return "\n".join(
         [
             "Usage: edge COMMAND [OPTIONS]",

@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx_files import VOCABULARY, write_encoder, write_tokenizer
 
+from edge_sdk.bench_ingest import bench_ingest
 from edge_sdk.cli import main
 from edge_sdk.config import load_settings
 from edge_sdk.embed import Encoder
@@ -339,6 +340,14 @@ def test_the_command_makes_an_encoder_that_other_commands_take(
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["hits"]
     assert main(["distill", "static", str(source), out]) == 1
     assert "exists already" in capsys.readouterr().err
+
+
+def test_its_speed_is_measured_beside_the_encoder_that_it_came_from(folder: Path, source: Path) -> None:
+    with pytest.raises(ConfigError, match="give a --reference"):
+        bench_ingest(folder, ["A passage."])
+    report = bench_ingest(folder, ["A passage."], reference=source, batches=(1,), repeats=1, threads=1)
+    assert set(report["encoders"]) == {"edge", "reference_edge", "reference_1"}
+    assert report["backend"] == "token vectors (static)"
 
 
 PASSAGES = [
