@@ -8,7 +8,7 @@ import pytest
 from bert_models import random_weights, write_bert
 
 from edge_sdk.bench_ingest import bench_ingest
-from edge_sdk.errors import EngineError
+from edge_sdk.errors import ConfigError, EngineError
 
 
 def test_all_contenders_are_measured(tmp_path: Path) -> None:
@@ -34,3 +34,5 @@ def test_all_contenders_are_measured(tmp_path: Path) -> None:
 def test_what_cannot_be_measured_is_an_error_in_one_line(tmp_path: Path) -> None:
     with pytest.raises(EngineError, match=r"measuring edge failed: .*tokenizer\.json"):
         bench_ingest(tmp_path, ["A passage."], repeats=1, threads=1)
+    with pytest.raises(ConfigError, match="no passage"):
+        bench_ingest(tmp_path, [], repeats=1)
