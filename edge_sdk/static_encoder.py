@@ -55,7 +55,7 @@ class WordTokens(dict[str, bytes]):
 
 
 class StaticEncoder:
-    """An encoder whose vectors do not depend on the order of words: tens of thousands of texts a second.
+    """An encoder whose vectors do not depend on the order of words: thousands of passages a second.
 
     A text beyond `max_tokens` counts up to there. A vector has the same bits whatever texts were encoded with it.
     """
