@@ -35,7 +35,7 @@ RIDGE = 0.2  # of the mean square length of a passage's row
 RARITY = 3e-4  # the `a` of a / (a + p)
 PRIOR = 10_000  # words of ordinary English that count beside those of the documents
 SWEEPS = 5
-"""Over the passages, when fitting: the table is then within a hundredth of the exact one, and ranks no worse."""
+"""Over the passages, when fitting: the table is then within two hundredths of the exact one, and ranks no worse."""
 MAX_TOKENS = 256
 _SLICE = 128  # texts between two reports of progress
 _BLOCK = 512  # passages whose equations are solved together
@@ -92,7 +92,7 @@ def distil_static(
 def text_of_token(spelling: str) -> str:
     """What to show the encoder for a token: a piece within a word looks like a word.
 
-    Feeding ids instead gains at most .003 of nDCG@10 after `refine`, and needs a way around the encoder's tokenizer.
+    Feeding ids instead gains at most .003 of nDCG@10 after `refine`, and needs a way around its tokenizer.
 
     >>> text_of_token("##ing"), text_of_token("▁tea"), text_of_token("#")
     ('ing', 'tea', '#')
