@@ -17,13 +17,27 @@ from numpy.typing import NDArray
 from .bert_graph import NotBertError, read_bert
 from .device import default_threads
 from .embed import CHARACTERS_PER_TOKEN, encoder_fingerprint
-from .errors import ConfigError, EngineError
+from .errors import ConfigError, EngineError, ModelDamagedError
 from .kernel_faces import bert
 from .onnx_graph import OnnxGraph
-from .onnx_session import find_model, inspect_onnx
+from .onnx_session import OnnxFile, find_model, inspect_onnx
 from .tokenizer import Tokenizer
 
 _RUN_TOKENS = 512  # of one run, or one text: enough to keep a thread busy, little enough for the caches
+
+
+def load_kernel(file: OnnxFile, max_tokens: int) -> bert.BertKernel:
+    """The kernel with the weights of a file, for texts of `max_tokens`. Raises `NotBertError` with the reason.
+
+    Also where `OnnxGraph` refuses the file: whether it is damaged is for onnxruntime to say.
+    """
+    try:
+        weights = read_bert(OnnxGraph(file))
+        if max_tokens > len(weights.positions):
+            raise NotBertError(f"it has {len(weights.positions)} positions for {max_tokens} tokens")
+        return bert.BertKernel(weights)
+    except (ModelDamagedError, ValueError) as error:
+        raise NotBertError(str(error)) from error
 
 
 class BertEncoder:
@@ -62,13 +76,7 @@ class BertEncoder:
             raise ConfigError(f"max_tokens is {max_tokens}, threads {threads}", hint="use 8 or more, 1 or more")
         tokenizer = Tokenizer.open(directory / "tokenizer.json", max_tokens=max_tokens)
         file = inspect_onnx(find_model(directory))
-        weights = read_bert(OnnxGraph(file))
-        if max_tokens > len(weights.positions):
-            raise NotBertError(f"it has {len(weights.positions)} positions for {max_tokens} tokens")
-        try:
-            kernel = bert.BertKernel(weights)
-        except ValueError as error:
-            raise NotBertError(str(error)) from error
+        kernel = load_kernel(file, max_tokens)
         return cls(
             name or directory.name,
             kernel,

@@ -7,11 +7,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from .bert import BertEncoder
-from .bert_graph import NotBertError, read_bert
+from .bert import BertEncoder, load_kernel
+from .bert_graph import NotBertError
 from .embed import Encoder, OnnxEncoder
 from .kernel_faces import bert
-from .onnx_graph import OnnxGraph
 from .onnx_session import find_model, inspect_onnx
 from .static_encoder import STATIC_FILE, StaticEncoder
 
@@ -33,7 +32,7 @@ def open_encoder(
     return OnnxEncoder.open(directory, name=name, threads=threads, max_tokens=max_tokens)
 
 
-def encoder_backend(directory: Path) -> str:
+def encoder_backend(directory: Path, *, max_tokens: int = 256) -> str:
     """What `open_encoder` would compute with, in one line: `kernel (avx2)`, or `onnxruntime: ` and the reason.
 
     Raises `ModelNotFoundError` or `ModelDamagedError`.
@@ -43,7 +42,7 @@ def encoder_backend(directory: Path) -> str:
     reason = _lacks_kernel()
     if reason is None:
         try:
-            read_bert(OnnxGraph(inspect_onnx(find_model(directory))))
+            load_kernel(inspect_onnx(find_model(directory)), max_tokens)
             return f"kernel ({bert.best_path()})"
         except NotBertError as error:
             reason = f"not a BERT that the kernel knows: {error}"

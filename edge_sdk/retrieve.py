@@ -54,6 +54,8 @@ def retrieve(
     nearest = [] if asked is None else asked.index.top_k(asked.query, candidates)[0].tolist()
     ids = np.array(sorted({*list(bm25)[:candidates], *nearest}), np.int64)
     cosines = None if asked is None else asked.index.cosines(asked.query, ids.tolist()).astype(np.float64)
+    if cosines is not None:  # without those added since the index was read: they have no vector in it
+        ids, cosines = ids[~np.isnan(cosines)], cosines[~np.isnan(cosines)]
     scores = fuse(np.array([bm25.get(id, 0.0) for id in ids.tolist()]), cosines)
     best = best_first(scores, ids)[: max(LEADING, k)]
     passages = {passage.id: passage for passage in store.passages(ids[best].tolist())}

@@ -12,6 +12,7 @@ import json
 from collections.abc import Sequence
 from io import BytesIO
 from pathlib import Path
+from zipfile import ZipFile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -132,6 +133,11 @@ def _read(path: Path) -> bytes:
 
 def _table(content: bytes, path: Path) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
     try:
+        with ZipFile(
+            BytesIO(content)
+        ) as archive:  # made uncompressed: more is a bomb
+            if any(member.file_size > len(content) for member in archive.infolist()):
+                raise ValueError("it unpacks to more than its size")
         with np.load(BytesIO(content), allow_pickle=False) as arrays:  # checks the CRC-32 of what it reads
             codes, scales = arrays["codes"], arrays["scales"]
     except Exception as error:  # zipfile and numpy raise whatever the bytes lead them to

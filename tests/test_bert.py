@@ -75,7 +75,7 @@ def test_it_is_an_encoder_and_opened_by_default(folder: Path, encoder: BertEncod
     protocol: Encoder = open_encoder(folder, max_tokens=64)
     assert isinstance(protocol, BertEncoder)
     assert protocol.fingerprint == encoder.fingerprint != open_encoder(folder, max_tokens=32).fingerprint
-    assert encoder_backend(folder) == f"kernel ({bert.best_path()})"
+    assert encoder_backend(folder, max_tokens=64) == f"kernel ({bert.best_path()})"
 
 
 def test_onnxruntime_is_not_imported(folder: Path) -> None:
@@ -180,3 +180,23 @@ def test_minilm_is_close_to_onnxruntime(minilm_dir: Path) -> None:
     cosines = (ours.encode(texts) * theirs.encode(texts)).sum(axis=1)
     assert cosines.mean() > 0.999 and cosines.min() > 0.995, json.dumps(cosines.tolist())
     assert ours.fingerprint == theirs.fingerprint
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [{"hidden": 48, "heads": 2}, {"inner": 40}, {"positions": 100}],
+    ids=["head size", "inner", "positions"],
+)
+def test_what_is_said_of_the_backend_is_what_is_opened(tmp_path: Path, shape: dict[str, int]) -> None:
+    sizes = {"hidden": 64, "heads": 2, "inner": 32, "layers": 1, "words": 259, "positions": 300, **shape}
+    write_bert(tmp_path, random_weights(**sizes), "int8")
+    assert encoder_backend(tmp_path).startswith("onnxruntime: not a BERT that the kernel knows")
+    assert isinstance(open_encoder(tmp_path, threads=1), OnnxEncoder)
+
+
+def test_a_graph_that_only_onnxruntime_reads_is_left_to_it(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(file: object) -> OnnxGraph:
+        raise ModelDamagedError("its operations are out of order")
+
+    monkeypatch.setattr("edge_sdk.bert.OnnxGraph", refuse)
+    assert isinstance(open_encoder(folder, threads=1, max_tokens=64), OnnxEncoder)

@@ -263,3 +263,20 @@ def test_recall_on_real_questions_stays_at_what_was_measured(minilm_dir: Path, t
             hits = retrieve(store, encoder, row["question"], 5)
             found += row["passage_id"] in {hit.passage.document for hit in hits}
     assert found / len(questions) >= 0.98
+
+
+def test_a_passage_added_while_the_question_runs_is_no_hit_without_a_similarity(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = store.search_text
+
+    def meanwhile(match: str, limit: int) -> list[tuple[int, float]]:
+        monkeypatch.undo()
+        put(store, ENCODER, "late", "Pour the tea, the tea, the tea.", title="late")
+        return plain(match, limit)
+
+    monkeypatch.setattr(store, "search_text", meanwhile)
+    hits = retrieve(store, ENCODER, "tea")
+    assert hits[0].passage.document == "tea"
+    assert all(hit.similarity is not None and np.isfinite(hit.similarity) for hit in hits)
+    assert "late" in [hit.passage.document for hit in retrieve(store, ENCODER, "tea")]

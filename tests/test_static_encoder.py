@@ -382,3 +382,16 @@ def test_a_distilled_minilm_finds_the_right_passages_and_ranks_like_minilm(
     assert (theirs.argmax(axis=1) == range(6)).all()
     assert (ours.argmax(axis=1) == range(6)).sum() >= 5
     assert np.corrcoef(ours.ravel(), theirs.ravel())[0, 1] > 0.7
+
+
+def test_a_file_that_unpacks_to_more_than_its_size_is_refused_before_it_is_unpacked(tmp_path: Path) -> None:
+    codes = np.zeros((VOCABULARY * 400, DIMENSION), np.int8)
+    write_static(tmp_path, codes, np.zeros(len(codes), np.float32))
+    np.savez_compressed(tmp_path / "static.npz", codes=codes, scales=np.zeros(len(codes), np.float32))
+    size = (tmp_path / "static.npz").stat().st_size
+    tracemalloc.start()
+    with pytest.raises(ModelDamagedError, match="unpacks to more"):
+        StaticEncoder.open(tmp_path)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < codes.nbytes / 2 + 3 * size
