@@ -1,7 +1,7 @@
 """Finds a BERT encoder in an ONNX graph, by what its operations do and not by names, and takes out its weights.
 
-Understood are post-norm encoders with learned positions from zero, full attention and exact GELU, as exporters of
-PyTorch and onnxruntime write them, in floats or 8 bits. For any other graph it says why not. It runs nothing.
+Understood are post-norm encoders with learned positions, full attention and exact GELU, as exporters of PyTorch
+and onnxruntime write them, in floats or 8 bits. For any other graph it says why not. It runs nothing.
 """
 
 from __future__ import annotations
@@ -45,6 +45,7 @@ class _Path:
     shape: str = ""
 
 
+@np.errstate(invalid="ignore", over="ignore")  # damaged numbers are found by what they lead to
 def read_bert(graph: OnnxGraph) -> bert.BertWeights:
     """The weights of the encoder that the graph computes. Raises `NotBertError`."""
     if len(graph.nodes) > _MOST_NODES:
@@ -381,8 +382,7 @@ class _Reader:
         if node is not None and node.operator == "Mul":
             stored, scale = (self.graph.constant(self.graph.origin(part)) for part in node.inputs)
             if stored is not None and scale is not None and stored.dtype == np.int8 and stored.ndim == 2:
-                wanted = tuple(size if at == axis else 1 for at, size in enumerate(stored.shape))
-                if scale.shape == wanted and stored.min() > -128:
+                if scale.shape == tuple(s if at == axis else 1 for at, s in enumerate(stored.shape)) and stored.min() > -128:
                     return np.ascontiguousarray(self.once(stored)), _flat(scale)
         return quantize(self.table(name), axis)
 

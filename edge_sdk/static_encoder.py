@@ -133,9 +133,7 @@ def _read(path: Path) -> bytes:
 
 def _table(content: bytes, path: Path) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
     try:
-        with ZipFile(
-            BytesIO(content)
-        ) as archive:  # made uncompressed: more is a bomb
+        with ZipFile(BytesIO(content)) as archive:  # made uncompressed: more is a bomb
             if any(member.file_size > len(content) for member in archive.infolist()):
                 raise ValueError("it unpacks to more than its size")
         with np.load(BytesIO(content), allow_pickle=False) as arrays:  # checks the CRC-32 of what it reads
