@@ -24,7 +24,7 @@ from pathlib import Path
 from . import __version__, device
 from .config import Settings
 from .errors import EdgeError
-from .models import ModelRow, list_models, resolve
+from .hub.models import ModelRow, list_models, resolve
 
 _PROBE_SECONDS = 60
 _WAL_RESET_FIXED = (3, 51, 3)
@@ -230,7 +230,7 @@ def _models(settings: Settings, problems: list[str]) -> Iterator[tuple[str, str]
 
 
 def _runs_on(encoder: Path) -> str:
-    from .encoders import encoder_backend
+    from .encoders.encoders import encoder_backend
 
     return encoder_backend(encoder)
 

@@ -33,11 +33,11 @@ from .records import (
 from .route import Policy, decide_after, decide_before
 
 if TYPE_CHECKING:
-    from .embed import Encoder
-    from .engine import Engine
+    from .encoders.embed import Encoder
+    from .engines.engine import Engine
+    from .fallback.remote import Remote
     from .ingest import Progress
-    from .remote import Remote
-    from .store import Store
+    from .storage.store import Store
 
 _UNCALIBRATED = "probability unknown: no calibration for this model and these documents"
 _REMOTE_SYSTEM = "Answer the question briefly and truthfully. If you do not know, say so."
@@ -80,8 +80,8 @@ class Edge:
         `flags` are fields of `Settings` (`model="qwen"`, `offline=True`). Raises `EdgeError` with the next
         step when a model is missing, the store was made with another encoder, and so on.
         """
+        from .fallback.remote import remote_from_settings
         from .loading import load_encoder, load_engine, open_store
-        from .remote import remote_from_settings
 
         settings = settings or load_settings({"store": store, **flags})
         return cls(
@@ -125,7 +125,7 @@ class Edge:
 
     def search(self, question: str, k: int = 8) -> list[Hit]:
         """The k best passages, best first. An empty store gives an empty list."""
-        from .retrieve import retrieve
+        from .retrieval.retrieve import retrieve
 
         if not self.store.counts().passages:
             return []

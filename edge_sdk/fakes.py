@@ -15,7 +15,7 @@ from itertools import takewhile
 from threading import Event
 from typing import TYPE_CHECKING
 
-from .engine import Generation, TextStream
+from .engines.engine import Generation, TextStream
 from .errors import ContextOverflowError, EngineError, GrammarError
 from .records import FinishReason, GenerateOptions, GenerationResult, Message, Token
 

@@ -17,18 +17,18 @@ from pathlib import Path
 from threading import Event
 from typing import TYPE_CHECKING, Protocol
 
-from .chunk import chunk_document, embedding_text
+from .documents.chunk import chunk_document, embedding_text
+from .documents.parse import DEFAULT_LIMITS, SUFFIXES, ParseLimits, content_hash, parse_bytes, read_document
+from .documents.python_source import PREFIX, list_modules, parse_module
 from .errors import DocumentError, EngineError, MissingExtraError
-from .parse import DEFAULT_LIMITS, SUFFIXES, ParseLimits, content_hash, parse_bytes, read_document
-from .python_source import PREFIX, list_modules, parse_module
 from .records import AddReport, Chunk, ParsedDocument
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from .embed import Encoder
-    from .store import Store
+    from .encoders.embed import Encoder
+    from .storage.store import Store
 
 SLICE = 128
 """Passages that are embedded at once, of one document or of several: between two slices a run can be cancelled."""

@@ -14,23 +14,23 @@ from .errors import ModelError, ModelNotFoundError
 from .prompt import Reading
 
 if TYPE_CHECKING:
-    from .embed import Encoder
-    from .engine import Engine
-    from .models import InstalledModel
-    from .store import Store
+    from .encoders.embed import Encoder
+    from .engines.engine import Engine
+    from .hub.models import InstalledModel
+    from .storage.store import Store
 
 
 def open_store(settings: Settings) -> Store:
     """Open the store of the settings, making it when it does not exist."""
-    from .store import Store
+    from .storage.store import Store
 
     return Store.open(settings.store)
 
 
 def load_encoder(settings: Settings) -> Encoder:
     """Load the encoder of the settings. Raises `ModelError` with the command that fetches it."""
-    from .encoders import open_encoder
-    from .models import resolve
+    from .encoders.encoders import open_encoder
+    from .hub.models import resolve
 
     model = resolve(settings.encoder, settings)
     if model.role != "encoder":
@@ -46,13 +46,13 @@ def load_engine(settings: Settings) -> tuple[Engine, Reading]:
     model = choose_decoder(settings)
     reading = Reading(model.prompt_tokens or Reading().prompt_tokens, model.cites)
     if model.format == "gguf":
-        from .engine_gguf import GgufEngine
+        from .engines.engine_gguf import GgufEngine
 
         return (
             GgufEngine.open(model.path, name=model.name, context=settings.context, threads=settings.threads),
             reading,
         )
-    from .engine_onnx import OnnxEngine
+    from .engines.engine_onnx import OnnxEngine
 
     return (
         OnnxEngine.open(model.directory, name=model.name, context=settings.context, threads=settings.threads),
@@ -62,7 +62,7 @@ def load_engine(settings: Settings) -> tuple[Engine, Reading]:
 
 def choose_decoder(settings: Settings) -> InstalledModel:
     """The decoder that the settings name, else the best one that is present and fits into memory."""
-    from .models import best_decoder, resolve
+    from .hub.models import best_decoder, resolve
 
     if settings.model is None:
         best = best_decoder(settings)

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from .fulltext import match_expression
 from .records import Hit, Route
+from .retrieval.fulltext import match_expression
 
 WhenUnsure = Literal["abstain", "local", "remote"]
 

@@ -17,7 +17,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from edge_sdk import Answer, Edge, EdgeError
 from edge_sdk.config import load_settings
 from edge_sdk.device import available_memory, cpu_name, default_threads
-from edge_sdk.models import pull
+from edge_sdk.hub.models import pull
 
 MODULES = """
 argparse ast asyncio base64 bisect calendar collections concurrent.futures configparser contextlib copy csv

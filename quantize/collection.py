@@ -15,14 +15,14 @@ from pathlib import Path
 from threading import Event as Flag
 from typing import TYPE_CHECKING
 
-from edge_sdk.chunk import chunk_document, embedding_text
 from edge_sdk.config import Settings
+from edge_sdk.documents.chunk import chunk_document, embedding_text
 from edge_sdk.errors import ConfigError
 from edge_sdk.records import ParsedDocument, Section
 
 if TYPE_CHECKING:
-    from edge_sdk.embed import Encoder
-    from edge_sdk.store import Store
+    from edge_sdk.encoders.embed import Encoder
+    from edge_sdk.storage.store import Store
 
 Update = Callable[[float, float | None, str], None]
 

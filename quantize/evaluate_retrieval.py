@@ -20,19 +20,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_sdk import loading
-from edge_sdk.chunk import embedding_text
 from edge_sdk.config import Settings
+from edge_sdk.documents.chunk import embedding_text
 from edge_sdk.errors import ConfigError
-from edge_sdk.fulltext import match_expression
 from edge_sdk.records import Passage
-from edge_sdk.retrieve import retrieve
-from edge_sdk.store import Store
+from edge_sdk.retrieval.fulltext import match_expression
+from edge_sdk.retrieval.retrieve import retrieve
+from edge_sdk.storage.store import Store
 
 from .collection import Query, Update, documents_file, fill_store, read_documents, read_queries, store_path
 from .metrics import bootstrap, ndcg_at, recall_at, reciprocal_rank
 
 if TYPE_CHECKING:
-    from edge_sdk.embed import Encoder
+    from edge_sdk.encoders.embed import Encoder
 
 DEPTH = 10
 """Documents of a ranking that count."""
@@ -44,7 +44,7 @@ SYSTEMS = {
     "rrf": "bm25 and vector by reciprocal rank, k = 60",
     "rrf_stop": "bm25_stop and vector by reciprocal rank, k = 60",
     "rrf_bm25s": "bm25s and vector by reciprocal rank, k = 60",
-    "edge": "edge_sdk.retrieve",
+    "edge": "edge_sdk.retrieval.retrieve",
 }
 """What is measured."""
 _WITHOUT_VECTORS = ("bm25", "bm25_stop", "bm25s")

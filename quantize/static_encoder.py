@@ -1,4 +1,4 @@
-"""`edge distill static`: a static encoder (`edge_sdk.static_encoder`) from any encoder, on the CPU and in numpy.
+"""`edge distill static`: a static encoder from any encoder, on the CPU and in numpy.
 
 The encoder is asked once for every token of its vocabulary (model2vec, https://github.com/MinishLab/model2vec);
 tokens weigh by frequency (SIF, Arora, Liang and Ma, ICLR 2017); the user's own documents, where they are given,
@@ -16,15 +16,15 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_sdk.chunk import chunk_document, embedding_text
-from edge_sdk.embed import Encoder
-from edge_sdk.encoders import open_encoder
+from edge_sdk.documents.chunk import chunk_document, embedding_text
+from edge_sdk.documents.parse import SUFFIXES, parse_file
+from edge_sdk.encoders.embed import Encoder
+from edge_sdk.encoders.encoders import open_encoder
+from edge_sdk.encoders.static_encoder import DESCRIPTION_FILE, FORMAT, LARGEST_SCALE, STATIC_FILE, WordTokens
 from edge_sdk.errors import ConfigError, DocumentError, EngineError
-from edge_sdk.parse import SUFFIXES, parse_file
-from edge_sdk.partial import storage_errors
-from edge_sdk.static_encoder import DESCRIPTION_FILE, FORMAT, LARGEST_SCALE, STATIC_FILE, WordTokens
-from edge_sdk.tokenizer import Tokenizer
-from edge_sdk.vectors import quantize_rows
+from edge_sdk.hub.partial import storage_errors
+from edge_sdk.model_files.tokenizer import Tokenizer
+from edge_sdk.storage.vectors import quantize_rows
 
 Update = Callable[[float, float | None, str], None]
 Floats = NDArray[np.float32]

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx_files import field, model, node, tensor, value, varint, write_tokenizer
 
-from edge_sdk.bert_graph import quantize
+from edge_sdk.encoders.bert_graph import quantize
 from edge_sdk.kernel_faces import bert
 
 Spelling = Literal["fused", "plain", "int8"]

@@ -34,7 +34,7 @@ def model_settings(edge_home: Path) -> Settings:
 
 
 def _installed(name: str, settings: Settings) -> Path:
-    from edge_sdk.models import resolve
+    from edge_sdk.hub.models import resolve
 
     try:
         return resolve(name, settings).directory

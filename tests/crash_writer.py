@@ -19,12 +19,13 @@ from typing import Any
 
 from made_documents import WordEncoder, made
 
-from edge_sdk import ingest, schema, segments
+from edge_sdk import ingest
 from edge_sdk.errors import StoreError, StoreFullError
 from edge_sdk.fakes import FakeEncoder
 from edge_sdk.records import Chunk, ParsedDocument
-from edge_sdk.store import Store
-from edge_sdk.vectors import quantize_rows
+from edge_sdk.storage import schema, segments
+from edge_sdk.storage.store import Store
+from edge_sdk.storage.vectors import quantize_rows
 
 ENCODER = WordEncoder(dimension=16)
 NAMES = 30

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_sdk.records import Chunk, ParsedDocument
-from edge_sdk.store import Store
+from edge_sdk.storage.store import Store
 
 
 class WordEncoder:

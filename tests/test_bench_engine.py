@@ -10,8 +10,8 @@ from gguf_files import tiny_llama
 
 pytest.importorskip("llama_cpp")
 
-from edge_sdk import bench_engine as bench
-from edge_sdk.bench_engine import CONTENDERS, MEASURES, bench_engine
+from edge_sdk.bench import engine as bench
+from edge_sdk.bench.engine import CONTENDERS, MEASURES, bench_engine
 from edge_sdk.errors import EngineError, MissingExtraError
 
 

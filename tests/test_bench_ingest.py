@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from bert_models import random_weights, write_bert
 
-from edge_sdk.bench_ingest import bench_ingest
+from edge_sdk.bench.ingest import bench_ingest
 from edge_sdk.errors import ConfigError, EngineError
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from bert_models import random_weights, write_bert
 
-from edge_sdk.bench_retrieve import PARTS, bench_retrieve
+from edge_sdk.bench.retrieve import PARTS, bench_retrieve
 from edge_sdk.config import Settings, load_settings
 from edge_sdk.errors import EngineError, ModelNotFoundError
 
@@ -45,6 +45,6 @@ def test_what_cannot_be_measured_is_an_error_in_one_line(
 ) -> None:
     with pytest.raises(ModelNotFoundError):
         bench_retrieve(load_settings({"home": settings.home, "encoder": "/nowhere/at-all"}, {}), passages=50)
-    monkeypatch.setattr("edge_sdk.bench_retrieve._fill", lambda path, *rest: path.write_bytes(b"no store at all"))
+    monkeypatch.setattr("edge_sdk.bench.retrieve._fill", lambda path, *rest: path.write_bytes(b"no store at all"))
     with pytest.raises(EngineError, match=r"measuring the search failed: .*damaged or not a store"):
         bench_retrieve(settings, passages=50)

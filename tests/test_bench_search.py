@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edge_sdk import bench_search as bench
+from edge_sdk.bench import search as bench
 from edge_sdk.errors import ConfigError, MissingExtraError
 
 

@@ -2,8 +2,8 @@ from __future__ import annotations
 
 from collections import Counter
 
-from edge_sdk.bench_text import WORDS, MadeText
-from edge_sdk.fulltext import STOP_WORDS
+from edge_sdk.bench.text import WORDS, MadeText
+from edge_sdk.retrieval.fulltext import STOP_WORDS
 
 
 def test_made_text_has_common_words_rare_words_and_stop_words() -> None:

@@ -13,14 +13,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx_files import model, node, write_encoder
 
-from edge_sdk.bert import BertEncoder
-from edge_sdk.bert_graph import NotBertError, read_bert
-from edge_sdk.embed import Encoder, OnnxEncoder
-from edge_sdk.encoders import encoder_backend, open_encoder
+from edge_sdk.encoders.bert import BertEncoder
+from edge_sdk.encoders.bert_graph import NotBertError, read_bert
+from edge_sdk.encoders.embed import Encoder, OnnxEncoder
+from edge_sdk.encoders.encoders import encoder_backend, open_encoder
 from edge_sdk.errors import ConfigError, EngineError, ModelDamagedError, ModelNotFoundError
 from edge_sdk.kernel_faces import bert
-from edge_sdk.onnx_graph import OnnxGraph
-from edge_sdk.onnx_session import inspect_onnx
+from edge_sdk.model_files.onnx_graph import OnnxGraph
+from edge_sdk.model_files.onnx_session import inspect_onnx
 
 needs_kernel = pytest.mark.skipif(
     bert.best_path() in (None, bert.PORTABLE), reason="no fast kernel on this machine"
@@ -82,7 +82,7 @@ def test_onnxruntime_is_not_imported(folder: Path) -> None:
     code = f"""
 import sys
 from pathlib import Path
-from edge_sdk.encoders import open_encoder
+from edge_sdk.encoders.encoders import open_encoder
 open_encoder(Path({str(folder)!r}), max_tokens=64).encode(["a", "b"])
 assert "onnxruntime" not in sys.modules"""
     subprocess.run([sys.executable, "-c", code], check=True)
@@ -198,5 +198,5 @@ def test_a_graph_that_only_onnxruntime_reads_is_left_to_it(folder: Path, monkeyp
     def refuse(file: object) -> OnnxGraph:
         raise ModelDamagedError("its operations are out of order")
 
-    monkeypatch.setattr("edge_sdk.bert.OnnxGraph", refuse)
+    monkeypatch.setattr("edge_sdk.encoders.bert.OnnxGraph", refuse)
     assert isinstance(open_encoder(folder, threads=1, max_tokens=64), OnnxEncoder)

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from packages import catalog_entry
 
-from edge_sdk.catalog import load_catalog, parse_source
 from edge_sdk.errors import ConfigError, ModelNotFoundError
+from edge_sdk.hub.catalog import load_catalog, parse_source
 
 ENTRY = catalog_entry("mine", {"a.gguf": b"a"}, {"a.gguf": ["file:/a.gguf"]}, aliases=["own"])
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge_sdk.chat_template import ChatTemplate, defuse
+from edge_sdk.engines.chat_template import ChatTemplate, defuse
 from edge_sdk.errors import TemplateError
 from edge_sdk.records import Message
 

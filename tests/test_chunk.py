@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge_sdk.chunk import HEADING_SEPARATOR, LIMIT, SMALL, TARGET, chunk_document
+from edge_sdk.documents.chunk import HEADING_SEPARATOR, LIMIT, SMALL, TARGET, chunk_document
 from edge_sdk.records import Chunk, ParsedDocument, Section
 
 

@@ -102,7 +102,7 @@ def test_an_interrupt_ends_with_130(monkeypatch: pytest.MonkeyPatch, capsys: pyt
     def interrupted(*arguments: object, **options: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("edge_sdk.models.list_models", interrupted)
+    monkeypatch.setattr("edge_sdk.hub.models.list_models", interrupted)
     assert main(["models"]) == 130
     assert "interrupted" in capsys.readouterr().err
 
@@ -113,7 +113,7 @@ def test_an_unexpected_error_is_one_line_unless_verbose(
     def broken(*arguments: object, **options: object) -> None:
         raise RuntimeError("two\nlines")
 
-    monkeypatch.setattr("edge_sdk.models.list_models", broken)
+    monkeypatch.setattr("edge_sdk.hub.models.list_models", broken)
     assert main(["models"]) == 1
     assert capsys.readouterr().err == "edge: unexpected RuntimeError: two lines; run again with -v and report it\n"
     with pytest.raises(RuntimeError):

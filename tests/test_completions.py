@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from loopback import DONE, delta, event
 
-from edge_sdk.completions import SHOWN, ReplyReader, one_line, request_body, server_words
 from edge_sdk.errors import RemoteError, RemoteProtocolError, RemoteTimeoutError
+from edge_sdk.fallback.completions import SHOWN, ReplyReader, one_line, request_body, server_words
 from edge_sdk.records import Message
 
 STREAM = "text/event-stream"

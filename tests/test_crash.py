@@ -17,7 +17,7 @@ import pytest
 from crash_writer import ENCODER, as_stored, put_version, stored
 from made_documents import WordEncoder
 
-from edge_sdk.store import Store
+from edge_sdk.storage.store import Store
 
 TESTS = Path(__file__).parent
 KILLS = [200, pytest.param(2000, marks=pytest.mark.campaign)]

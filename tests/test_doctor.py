@@ -15,7 +15,7 @@ from packages import catalog_entry, content
 from edge_sdk import device, doctor
 from edge_sdk.config import Settings, load_settings
 from edge_sdk.doctor import Report, diagnose
-from edge_sdk.models import pull
+from edge_sdk.hub.models import pull
 
 WEIGHTS = content(10_000)
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import click
 import pytest
 
-from edge_sdk.catalog import load_catalog
 from edge_sdk.cli import COMMANDS, main
+from edge_sdk.hub.catalog import load_catalog
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -58,11 +58,13 @@ def test_linked_files_exist(page: Path) -> None:
         assert target.startswith("http") or (ROOT / target).exists(), target
 
 
-def test_the_tree_of_the_readme_names_every_module() -> None:
+def test_the_tree_of_the_readme_names_every_module_and_package() -> None:
     tree = README[README.index("## The tree") :]
     patterns = re.findall(r"[\w*.]+\.py", tree)
     for path in sorted((ROOT / "edge_sdk").glob("*.py")):
         assert path.name == "__init__.py" or any(path.match(pattern) for pattern in patterns), path.name
+    for path in sorted((ROOT / "edge_sdk").glob("*/__init__.py")):
+        assert f" {path.parent.name}/" in tree
 
 
 def test_make_targets_that_pages_name_exist() -> None:

@@ -19,11 +19,11 @@ import pytest
 from loopback import Behaviour, Exchange, Loopback, answer, head, raw
 from packages import content, file_spec, make_wheel, serve_file
 
-from edge_sdk import download
-from edge_sdk.catalog import FileSpec
-from edge_sdk.download import fetch
 from edge_sdk.errors import DiskFullError, DownloadError, EdgeError, ModelDamagedError, OfflineError
-from edge_sdk.partial import PartialFile
+from edge_sdk.hub import download
+from edge_sdk.hub.catalog import FileSpec
+from edge_sdk.hub.download import fetch
+from edge_sdk.hub.partial import PartialFile
 
 DATA = content(300_000)
 OTHER = content(300_000, seed=1)
@@ -318,7 +318,7 @@ _FETCH = """
 import resource, sys
 from pathlib import Path
 from edge_sdk import download
-from edge_sdk.catalog import FileSpec, parse_source
+from edge_sdk.hub.catalog import FileSpec, parse_source
 from edge_sdk.errors import EdgeError
 home, size, digest, source, limit = sys.argv[1:]
 if limit != "-":

@@ -14,11 +14,11 @@ from edge_sdk.conversation import Conversation
 from edge_sdk.edge import Edge
 from edge_sdk.errors import ContextOverflowError, OfflineError, RemoteTimeoutError
 from edge_sdk.fakes import FakeEncoder, FakeEngine
+from edge_sdk.fallback.remote import FakeRemote
 from edge_sdk.prompt import NOT_FOUND, Reading
 from edge_sdk.records import Event
-from edge_sdk.remote import FakeRemote
 from edge_sdk.route import Policy
-from edge_sdk.store import Store
+from edge_sdk.storage.store import Store
 
 MANUAL = "# Pump\n\nPress the red button to reset the pump. The tank holds four litres of water.\n"
 SECRET = "The alarm code is 4711-zebra."

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from onnx_files import VOCABULARY, model, node, tensor, value, write_decoder, write_encoder, write_tokenizer
 from onnx_files import decoder_tensors as tensors_of_a_decoder
 
-from edge_sdk.embed import Encoder, OnnxEncoder, runs_by_length
+from edge_sdk.encoders.embed import Encoder, OnnxEncoder, runs_by_length
 from edge_sdk.errors import ConfigError, EdgeError, EngineError, ModelDamagedError, ModelNotFoundError
 
 TABLE = np.random.default_rng(0).normal(size=(VOCABULARY, 16)).astype(np.float32)
@@ -170,7 +170,7 @@ def test_without_onnxruntime_the_pip_command_is_named(tmp_path: Path, monkeypatc
 
 
 def test_the_module_loads_neither_onnxruntime_nor_tokenizers() -> None:
-    code = "import sys, edge_sdk.embed; assert not {'onnxruntime', 'tokenizers'} & set(sys.modules)"
+    code = "import sys, edge_sdk.encoders.embed; assert not {'onnxruntime', 'tokenizers'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

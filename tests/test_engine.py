@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge_sdk.engine import Generation, TextStream, check_options
+from edge_sdk.engines.engine import Generation, TextStream, check_options
 from edge_sdk.errors import ConfigError, EngineError, GrammarError
 from edge_sdk.records import GenerateOptions, GenerationResult, Token
 

@@ -21,9 +21,9 @@ from gguf_files import BOOL, U32, Field, tiny_llama
 
 pytest.importorskip("llama_cpp")
 
-from edge_sdk import engine_gguf, llama
-from edge_sdk.engine import Generation
-from edge_sdk.engine_gguf import GgufEngine
+from edge_sdk.engines import engine_gguf, llama
+from edge_sdk.engines.engine import Generation
+from edge_sdk.engines.engine_gguf import GgufEngine
 from edge_sdk.errors import (
     ConfigError,
     ContextOverflowError,
@@ -205,7 +205,7 @@ def run(program: str, **environment: str) -> subprocess.CompletedProcess[str]:
 def test_a_program_may_end_at_any_time(tiny: Path, last: str) -> None:
     done = run(
         "from pathlib import Path\n"
-        "from edge_sdk.engine_gguf import GgufEngine\n"
+        "from edge_sdk.engines.engine_gguf import GgufEngine\n"
         "from edge_sdk.records import GenerateOptions\n"
         f"engine = GgufEngine.open(Path({str(tiny)!r}), context=256, threads=2)\n"
         "answer = engine.generate('the cat', GenerateOptions(max_tokens=9, grammar='root ::= [a-z]+'))\n"
@@ -216,7 +216,9 @@ def test_a_program_may_end_at_any_time(tiny: Path, last: str) -> None:
 
 @pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="set for this processor only")
 def test_threads_spin_shortly_unless_the_user_decides() -> None:
-    program = "import os; from edge_sdk.llama import library; library(); print(os.environ['GOMP_SPINCOUNT'])"
+    program = (
+        "import os; from edge_sdk.engines.llama import library; library(); print(os.environ['GOMP_SPINCOUNT'])"
+    )
     assert run(program).stdout == "1000\n"
     assert run(program, GOMP_SPINCOUNT="77").stdout == "77\n"
 

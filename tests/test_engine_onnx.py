@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx_files import SPECIAL, VOCABULARY, decoder_tensors, write_decoder, write_encoder, write_tokenizer
 
-from edge_sdk.engine import Engine
-from edge_sdk.engine_onnx import OnnxEngine
+from edge_sdk.engines.engine import Engine
+from edge_sdk.engines.engine_onnx import OnnxEngine
 from edge_sdk.errors import (
     ConfigError,
     ContextOverflowError,

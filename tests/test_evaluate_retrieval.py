@@ -10,7 +10,7 @@ import pytest
 from edge_sdk.config import Settings, load_settings
 from edge_sdk.errors import ConfigError
 from edge_sdk.fakes import FakeEncoder
-from edge_sdk.fulltext import match_expression
+from edge_sdk.retrieval.fulltext import match_expression
 from quantize.collection import Query, read_documents, read_queries
 from quantize.evaluate_retrieval import SYSTEMS, evaluate_retrieval, plain_expression, reciprocal_rank_fusion
 

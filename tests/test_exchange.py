@@ -13,7 +13,7 @@ from loopback import Behaviour, Loopback, answer, drip, hang, head, raw, reset
 from loopback import Exchange as Visit
 
 from edge_sdk.errors import RemoteProtocolError, RemoteTimeoutError, RemoteUnreachableError
-from edge_sdk.exchange import Cancelled, Exchange, Head, Limits
+from edge_sdk.fallback.exchange import Cancelled, Exchange, Head, Limits
 
 PATIENT = Limits(connect=10, first_byte=20, silence=20, total=30, body_bytes=10_000)
 

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge_sdk.embed import Encoder
-from edge_sdk.engine import Engine
+from edge_sdk.encoders.embed import Encoder
+from edge_sdk.engines.engine import Engine
 from edge_sdk.errors import ContextOverflowError, EngineError, GrammarError
 from edge_sdk.fakes import FakeEncoder, FakeEngine
 from edge_sdk.records import GenerateOptions, Message

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from edge_sdk.fulltext import (
+from edge_sdk.retrieval.fulltext import (
     MAX_BYTES,
     MAX_REPEATS,
     MAX_STOP_WORDS,

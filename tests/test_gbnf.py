@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from edge_sdk.engines.gbnf import MAX_BYTES, MAX_NESTING, check_grammar
 from edge_sdk.errors import GrammarError
-from edge_sdk.gbnf import MAX_BYTES, MAX_NESTING, check_grammar
 
 JSON_GRAMMAR = r"""
 # the grammar of llama.cpp's json.gbnf

@@ -30,9 +30,9 @@ from gguf_files import (
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from edge_sdk import gguf_header
 from edge_sdk.errors import ModelDamagedError, ModelNotFoundError
-from edge_sdk.gguf_header import TENSOR_TYPES, ArrayInfo, read_header
+from edge_sdk.model_files import gguf_header
+from edge_sdk.model_files.gguf_header import TENSOR_TYPES, ArrayInfo, read_header
 
 EDGES = (0, 1, 2, 2**31 - 1, 2**31, 2**31 + 1, 2**32 - 1, 2**32, 2**32 + 1, 2**62, 2**63 - 1, 2**63, 2**64 - 1)
 SMALL = {

@@ -14,13 +14,13 @@ from document_files import make_docx, make_pdf
 from numpy.typing import NDArray
 
 from edge_sdk import ingest
-from edge_sdk.chunk import embedding_text
+from edge_sdk.documents.chunk import embedding_text
+from edge_sdk.documents.parse import DEFAULT_LIMITS
 from edge_sdk.errors import EncoderMismatchError, EngineError, StoreFullError
 from edge_sdk.fakes import FakeEncoder
 from edge_sdk.ingest import add, document_name
-from edge_sdk.parse import DEFAULT_LIMITS
 from edge_sdk.records import AddReport, Chunk, ParsedDocument
-from edge_sdk.store import Store
+from edge_sdk.storage.store import Store
 
 
 class CountingEncoder(FakeEncoder):

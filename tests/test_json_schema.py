@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from edge_sdk.engines.json_schema import checked_schema
 from edge_sdk.errors import GrammarError
-from edge_sdk.json_schema import checked_schema
 
 
 def test_a_schema_is_returned_as_the_converter_can_enforce_it() -> None:

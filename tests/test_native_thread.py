@@ -9,7 +9,7 @@ from threading import Event
 
 import pytest
 
-from edge_sdk.native_thread import NativeThread
+from edge_sdk.engines.native_thread import NativeThread
 
 
 @pytest.fixture

@@ -9,11 +9,11 @@ from bert_models import BertWriter, random_weights
 from numpy.typing import NDArray
 from onnx_files import external_tensor, field, model, node, tensor, value, varint
 
-from edge_sdk.bert_graph import NotBertError, read_bert
+from edge_sdk.encoders.bert_graph import NotBertError, read_bert
 from edge_sdk.errors import ModelDamagedError
 from edge_sdk.kernel_faces import bert
-from edge_sdk.onnx_graph import OnnxGraph
-from edge_sdk.onnx_session import inspect_onnx
+from edge_sdk.model_files.onnx_graph import OnnxGraph
+from edge_sdk.model_files.onnx_session import inspect_onnx
 
 WEIGHTS = random_weights(hidden=32, heads=1, inner=32, layers=1, words=20, positions=16)
 ROW = np.arange(4, dtype=np.float32)

@@ -23,7 +23,7 @@ from onnx_files import (
 )
 
 from edge_sdk.errors import EdgeError, EngineError, ModelDamagedError, ModelError, ModelNotFoundError
-from edge_sdk.onnx_session import MAX_DEPTH, OnnxSession, find_model, inspect_onnx
+from edge_sdk.model_files.onnx_session import MAX_DEPTH, OnnxSession, find_model, inspect_onnx
 
 _OUTPUT = value("y", "float32", [2, 2])
 
@@ -171,7 +171,7 @@ def test_a_graph_that_the_runtime_refuses_is_one_line_and_prints_nothing(
     content = _negation([tensor("x", np.ones((2, 2), np.float32))]).replace(*change)
     path = _write(tmp_path / "m.onnx", content)
     code = (
-        "import sys; from pathlib import Path; from edge_sdk.onnx_session import OnnxSession\n"
+        "import sys; from pathlib import Path; from edge_sdk.model_files.onnx_session import OnnxSession\n"
         "from edge_sdk.errors import EdgeError\n"
         "try: OnnxSession.open(Path(sys.argv[1]), threads=1)\n"
         "except EdgeError as error: assert '\\n' not in str(error), error\n"

@@ -18,11 +18,11 @@ from document_files import make_docx, make_encrypted_pdf, make_pdf
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge_sdk import parse
-from edge_sdk.chunk import chunk_document
+from edge_sdk.documents import parse
+from edge_sdk.documents.chunk import chunk_document
+from edge_sdk.documents.parse import DEFAULT_LIMITS, SUFFIXES, detect_format, parse_bytes, parse_file, read_document
+from edge_sdk.documents.plain_text import clean, decode, looks_binary
 from edge_sdk.errors import DocumentError, EdgeError, MissingExtraError
-from edge_sdk.parse import DEFAULT_LIMITS, SUFFIXES, detect_format, parse_bytes, parse_file, read_document
-from edge_sdk.plain_text import clean, decode, looks_binary
 from edge_sdk.records import ParsedDocument
 
 MARKDOWN = b"""---

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edge_sdk.errors import DiskFullError, DownloadError, ModelDamagedError, ModelError
-from edge_sdk.partial import PartialFile, hash_file, storage_errors
+from edge_sdk.hub.partial import PartialFile, hash_file, storage_errors
 
 DATA = b"0123456789"
 DIGEST = hashlib.sha256(DATA).hexdigest()

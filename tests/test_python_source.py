@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edge_sdk import python_modules
-from edge_sdk.chunk import chunk_document
+from edge_sdk.documents import python_modules
+from edge_sdk.documents.chunk import chunk_document
+from edge_sdk.documents.python_definitions import read_definitions
+from edge_sdk.documents.python_source import list_modules, parse_module
 from edge_sdk.errors import DocumentError
-from edge_sdk.python_definitions import read_definitions
-from edge_sdk.python_source import list_modules, parse_module
 from edge_sdk.records import ParsedDocument
 
 

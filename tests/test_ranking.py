@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
 
-from edge_sdk.ranking import best_first, feed_back, fuse, word_vectors
+from edge_sdk.retrieval.ranking import best_first, feed_back, fuse, word_vectors
 
 NAN = float("nan")
 SCORES = st.integers(0, 12).flatmap(lambda n: arrays(np.float64, n, elements=st.floats(0, 40)))

@@ -43,8 +43,8 @@ from edge_sdk.errors import (
     RemoteTimeoutError,
     RemoteUnreachableError,
 )
+from edge_sdk.fallback.remote import FakeRemote, OpenAIRemote, Remote, endpoint, read_key, remote_from_settings
 from edge_sdk.records import Message, RemoteReply
-from edge_sdk.remote import FakeRemote, OpenAIRemote, Remote, endpoint, read_key, remote_from_settings
 
 KEY = "sk-canary-7f3d9a-do-not-leak"
 QUESTION = [Message("system", "Be brief."), Message("user", "Capital of France? é🗼")]

@@ -12,8 +12,8 @@ from made_documents import WordEncoder, made, put
 from numpy.typing import NDArray
 
 from edge_sdk.errors import EncoderMismatchError, EngineError
-from edge_sdk.retrieve import LEADING, retrieve
-from edge_sdk.store import Store
+from edge_sdk.retrieval.retrieve import LEADING, retrieve
+from edge_sdk.storage.store import Store
 
 ENCODER = WordEncoder(dimension=256)
 TEXTS = {
@@ -89,7 +89,7 @@ def test_a_word_of_most_passages_costs_nothing_and_changes_nothing(
         asked.append(match)
         return search(self, match, limit)
 
-    monkeypatch.setattr("edge_sdk.fulltext.SMALL_STORE", 0)
+    monkeypatch.setattr("edge_sdk.retrieval.fulltext.SMALL_STORE", 0)
     monkeypatch.setattr(Store, "search_text", watched)
     hits = retrieve(store, None, "tea water in the kitchen")
     assert asked == ['"tea" OR "water"']
@@ -244,7 +244,7 @@ def test_the_same_question_gives_the_same_hits(store: Store) -> None:
 @pytest.mark.model
 def test_recall_on_real_questions_stays_at_what_was_measured(minilm_dir: Path, tmp_path: Path) -> None:
     """Set EDGE_DATA to a folder with `squad/passages.jsonl` and `squad/questions.jsonl`; a minute on two cores."""
-    from edge_sdk.embed import OnnxEncoder
+    from edge_sdk.encoders.embed import OnnxEncoder
 
     data = Path(os.environ.get("EDGE_DATA", "../shared/data")) / "squad"
     if not data.is_dir():

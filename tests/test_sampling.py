@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from edge_sdk.engines.sampling import PENALTY_WINDOW, Sampler, candidates, penalised
 from edge_sdk.errors import EngineError
 from edge_sdk.records import GenerateOptions
-from edge_sdk.sampling import PENALTY_WINDOW, Sampler, candidates, penalised
 
 OPEN = GenerateOptions(temperature=1.0, top_k=0, top_p=1.0, min_p=0.0)
 LOGITS = hnp.arrays(

@@ -15,11 +15,11 @@ from hypothesis import strategies as st
 from made_documents import WordEncoder, put
 from numpy.typing import NDArray
 
-from edge_sdk import schema, segments
-from edge_sdk import store as store_module
 from edge_sdk.errors import StoreDamagedError
-from edge_sdk.store import Store
-from edge_sdk.vectors import VectorIndex, quantize_rows
+from edge_sdk.storage import schema, segments
+from edge_sdk.storage import store as store_module
+from edge_sdk.storage.store import Store
+from edge_sdk.storage.vectors import VectorIndex, quantize_rows
 
 ENCODER = WordEncoder(dimension=16)
 

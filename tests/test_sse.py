@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edge_sdk.errors import RemoteProtocolError
-from edge_sdk.sse import EventParser, ServerSentEvent
+from edge_sdk.fallback.sse import EventParser, ServerSentEvent
 
 GOLDEN = (
     b"\xef\xbb\xbfdata: first\n\n"

@@ -16,15 +16,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx_files import VOCABULARY, write_encoder, write_tokenizer
 
-from edge_sdk.bench_ingest import bench_ingest
+from edge_sdk.bench.ingest import bench_ingest
 from edge_sdk.cli import main
 from edge_sdk.config import load_settings
-from edge_sdk.embed import Encoder
-from edge_sdk.encoders import encoder_backend, open_encoder
+from edge_sdk.encoders.embed import Encoder
+from edge_sdk.encoders.encoders import encoder_backend, open_encoder
+from edge_sdk.encoders.static_encoder import StaticEncoder, WordTokens
 from edge_sdk.errors import ConfigError, EngineError, ModelDamagedError, ModelError, ModelNotFoundError
-from edge_sdk.models import resolve
-from edge_sdk.static_encoder import StaticEncoder, WordTokens
-from edge_sdk.tokenizer import Tokenizer
+from edge_sdk.hub.models import resolve
+from edge_sdk.model_files.tokenizer import Tokenizer
 from quantize.static_encoder import distil_static, refine, shorten, token_frequencies
 
 DIMENSION = 8
@@ -136,7 +136,7 @@ def test_neither_onnxruntime_nor_the_kernels_are_loaded(folder: Path) -> None:
     code = f"""
 import sys
 from pathlib import Path
-from edge_sdk.static_encoder import StaticEncoder
+from edge_sdk.encoders.static_encoder import StaticEncoder
 StaticEncoder.open(Path({str(folder)!r})).encode(["a"])
 assert "onnxruntime" not in sys.modules and "kernels.bert" not in sys.modules"""
     subprocess.run([sys.executable, "-c", code], check=True)

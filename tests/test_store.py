@@ -18,7 +18,6 @@ from hypothesis import strategies as st
 from made_documents import WordEncoder, made, put
 from numpy.typing import NDArray
 
-from edge_sdk import database, schema, segments
 from edge_sdk.errors import (
     EdgeError,
     EncoderMismatchError,
@@ -26,7 +25,8 @@ from edge_sdk.errors import (
     StoreDamagedError,
     StoreError,
 )
-from edge_sdk.store import Store
+from edge_sdk.storage import database, schema, segments
+from edge_sdk.storage.store import Store
 
 ENCODER = WordEncoder()
 
@@ -367,10 +367,10 @@ def test_a_current_store_opens_without_sqlite_utils(store: Store) -> None:
     put(store, ENCODER, "a", "alpha")
     store.close()
     code = (
-        "import sys; from edge_sdk.store import Store; "
+        "import sys; from edge_sdk.storage.store import Store; "
         "print(Store.open(sys.argv[1]).counts().passages, 'sqlite_utils' in sys.modules)"
     )
-    root = Path(database.__file__).parent.parent
+    root = Path(database.__file__).parents[2]
     ran = subprocess.run(
         [sys.executable, "-c", code, store.path], cwd=root, capture_output=True, text=True, check=True
     )
@@ -448,14 +448,14 @@ def test_a_store_on_a_read_only_file_system_can_be_read(store: Store, tmp_path: 
     put(store, ENCODER, "a", "alpha")
     store.close()
     code = (
-        "import sys; from edge_sdk.store import Store; "
+        "import sys; from edge_sdk.storage.store import Store; "
         "print(len(Store.open(sys.argv[1], read_only=True).search_text('alpha', 5)))"
     )
     mount = 'mount -t tmpfs none "$0" && cp "$1" "$0/s.db" && mount -o remount,ro "$0" && "$2" -c "$3" "$0/s.db"'
     (tmp_path / "image").mkdir()
     ran = subprocess.run(
         [*inside, "sh", "-c", mount, str(tmp_path / "image"), str(store.path), sys.executable, code],
-        cwd=Path(database.__file__).parent.parent,
+        cwd=Path(database.__file__).parents[2],
         capture_output=True,
         text=True,
         check=False,
@@ -474,7 +474,7 @@ def test_a_store_does_not_survive_a_fork(store: Store) -> None:
     code = """
 import os, sys
 from edge_sdk.errors import StoreError
-from edge_sdk.store import Store
+from edge_sdk.storage.store import Store
 store = Store.open(sys.argv[1])
 if os.fork() == 0:
     try:
@@ -485,7 +485,7 @@ if os.fork() == 0:
     os._exit(2)
 print(os.waitstatus_to_exitcode(os.wait()[1]), store.counts().documents)
 """
-    root = Path(database.__file__).parent.parent
+    root = Path(database.__file__).parents[2]
     environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1"}
     ran = subprocess.run(
         [sys.executable, "-c", code, store.path],

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from edge_sdk.engines.template_sandbox import MAX_TEMPLATE, BoundedTemplate
 from edge_sdk.errors import TemplateError
-from edge_sdk.template_sandbox import MAX_TEMPLATE, BoundedTemplate
 
 BIG = "'a' * 60000"
 LOOP = "{% for i in range(60000) %}"

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from onnx_files import SPECIAL, write_tokenizer
 
 from edge_sdk.errors import EngineError, ModelDamagedError, ModelNotFoundError
-from edge_sdk.tokenizer import Tokenizer
+from edge_sdk.model_files.tokenizer import Tokenizer
 
 
 @pytest.fixture(scope="module")

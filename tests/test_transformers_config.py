@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from edge_sdk.errors import ModelDamagedError
-from edge_sdk.transformers_config import DecoderConfig
+from edge_sdk.model_files.transformers_config import DecoderConfig
 
 NOTHING = DecoderConfig(None, None, None, frozenset(), "", "", False, None)
 JSON = st.recursive(

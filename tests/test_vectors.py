@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
 
-from edge_sdk import vectors
 from edge_sdk.kernel_faces import scan
-from edge_sdk.vectors import VectorArena, VectorIndex, quantize_rows
+from edge_sdk.storage import vectors
+from edge_sdk.storage.vectors import VectorArena, VectorIndex, quantize_rows
 
 
 def unit_rows(count: int, dimension: int, seed: int = 0) -> NDArray[np.float32]:

@@ -1,0 +1,1 @@
+"""What this device reaches, beside its peers."""

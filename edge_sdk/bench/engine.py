@@ -1,0 +1,341 @@
+"""Measures three ways to run a GGUF model, side by side: our engine, a bare loop over the C functions, `Llama`.
+
+Each contender has a process of its own, so that its peak memory is its own, and they take turns, so that a busy
+moment hits all of them. The one module beside `llama` that imports llama_cpp. Knows nothing of how it is shown.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from importlib.metadata import version
+from importlib.util import find_spec
+from os import environ, pathsep
+from pathlib import Path
+from statistics import median
+from typing import IO, Any, Protocol
+
+from ..device import default_threads, describe
+from ..errors import EngineError, MissingExtraError
+
+CONTENDERS = ("edge", "bare", "llama_class")
+MEASURES = ("prefill_tokens_per_second", "decode_tokens_per_second", "ttft_ms", "peak_mb")
+Progress = Callable[[float, float | None, str], None]
+_WORDS = (
+    "river stone winter garden music window paper bridge market silver forest morning letter ocean engine"
+    " bread shadow yellow summer kitchen mountain story doctor travel evening copper village number science"
+).split()
+_WARM_UP = (16, 4)  # prompt and answer tokens of a turn that is not counted
+
+
+class Turn(Protocol):
+    """One contender, loaded: answer a prompt and say when its first and its last token came."""
+
+    def count(self, text: str) -> int:
+        """Tokens of `text`."""
+
+    def run(self, prompt: str, tokens: int) -> tuple[float, float, int]:
+        """Milliseconds to the first token, milliseconds from there to the last, number of tokens."""
+
+
+def bench_engine(
+    models: Mapping[str, Path],
+    *,
+    prompt_tokens: int = 600,
+    decode_tokens: int = 128,
+    repeats: int = 5,
+    threads: int | None = None,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Measure each of `models`; the JSON document of `edge bench engine`.
+
+    `models` NAME CONTENDER holds the medians over `repeats` of `MEASURES` and `spread` with their least and most;
+    `ratios` NAME the medians of the quotients within each round, which move less than the figures. Times are taken
+    outside of the contender: `ttft_ms` from the call to the first token, prefill as the prompt's tokens over
+    that time, decode as the tokens after the first over the time after the first. All are greedy and use `threads`;
+    otherwise `Llama` has its default settings. Every round has another prompt, so no cache helps.
+    """
+    if find_spec("llama_cpp") is None:
+        raise MissingExtraError("`edge bench engine`", "gguf")
+    threads = threads or default_threads()
+    context = -(-(prompt_tokens + decode_tokens + 32) // 256) * 256
+    total, done = len(models) * len(CONTENDERS) * (repeats + 1), 0
+    figures: dict[str, Any] = {}
+    ratios: dict[str, Any] = {}
+    for name, path in models.items():
+        rounds: list[dict[str, dict[str, float]]] = []
+        workers = {}
+        try:
+            for contender in CONTENDERS:
+                workers[contender] = _Worker(contender, path, threads, context)
+            for number in range(repeats + 1):
+                wanted, tokens = (prompt_tokens, decode_tokens) if number else _WARM_UP
+                prompt = _prompt(workers["bare"].count, wanted, number)
+                measured = {}
+                order = CONTENDERS[number % 3 :] + CONTENDERS[: number % 3]
+                for contender in order:
+                    if progress:
+                        progress(done, total, f"{name}: {contender}")
+                    measured[contender] = workers[contender].measure(prompt, tokens)
+                    done += 1
+                if number:
+                    rounds.append(measured)
+        finally:
+            for worker in workers.values():
+                worker.stop()
+        figures[name] = {contender: _summary([turn[contender] for turn in rounds]) for contender in CONTENDERS}
+        ratios[name] = {
+            f"{measure}_{contender}_to_bare": round(
+                median(turn[contender][measure] / turn["bare"][measure] for turn in rounds), 3
+            )
+            for contender in ("edge", "llama_class")
+            for measure in MEASURES
+        }
+    if progress:
+        progress(total, total, "")
+    settings = {"prompt_tokens": prompt_tokens, "decode_tokens": decode_tokens, "repeats": repeats}
+    return {
+        "models": figures,
+        "ratios": ratios,
+        "settings": {**settings, "threads": threads, "context": context},
+        "machine": _machine(),
+        "date": time.strftime("%Y-%m-%d"),
+    }
+
+
+def _prompt(count: Callable[[str], int], tokens: int, seed: int) -> str:
+    """Words that come to at most `tokens` tokens, and nearly that."""
+    pick = random.Random(seed)
+    words = [pick.choice(_WORDS) for _ in range(tokens)]
+    least, most = 1, len(words)
+    while least < most:
+        middle = (least + most + 1) // 2
+        least, most = (middle, most) if count(" ".join(words[:middle])) <= tokens else (least, middle - 1)
+    return " ".join(words[:least])
+
+
+def _summary(turns: list[dict[str, float]]) -> dict[str, Any]:
+    columns = {measure: [turn[measure] for turn in turns] for measure in MEASURES}
+    return {measure: round(median(values), 2) for measure, values in columns.items()} | {
+        "spread": {measure: [round(min(values), 2), round(max(values), 2)] for measure, values in columns.items()}
+    }
+
+
+def _machine() -> dict[str, Any]:
+    from ..kernel_faces import logits
+
+    return {
+        **describe(),
+        "llama_cpp_python": version("llama-cpp-python"),
+        "kernels": logits.backend(),
+    }
+
+
+# --- processes --------------------------------------------------------------------------------------
+
+
+class _Worker:
+    """A contender in a process of its own, asked by lines of JSON."""
+
+    def __init__(self, contender: str, path: Path, threads: int, context: int) -> None:
+        self._name = contender
+        self._complaints: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 (closed by `stop`)
+        environment = {**environ, "PYTHONPATH": pathsep.join([str(Path(__file__).parents[2]), *sys.path])}
+        environment.pop("GOMP_SPINCOUNT", None)  # `llama.library` may have set it here; the others do without
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "edge_sdk.bench.engine", contender, str(path), str(threads), str(context)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._complaints,
+            env=environment,
+        )
+
+    def count(self, text: str) -> int:
+        return int(self._ask({"count": text})["count"])
+
+    def measure(self, prompt: str, tokens: int) -> dict[str, float]:
+        reply = self._ask({"prompt": prompt, "tokens": tokens})
+        first, rest, produced = reply["first_ms"], reply["rest_ms"], reply["produced"]
+        if produced < 2:
+            raise EngineError(f"{self._name} ended its answer at once", hint="measure another model")
+        return {
+            "prefill_tokens_per_second": reply["count"] / first * 1e3,
+            "decode_tokens_per_second": (produced - 1) / rest * 1e3,
+            "ttft_ms": first,
+            "peak_mb": reply["peak_mb"],
+        }
+
+    def stop(self) -> None:
+        """End the process; it is idle, or its figures are no longer wanted."""
+        self._process.kill()
+        self._process.communicate()
+        self._complaints.close()
+
+    def _ask(self, question: dict[str, Any]) -> dict[str, Any]:
+        line = b""
+        try:
+            if self._process.stdin and self._process.stdout:
+                self._process.stdin.write(json.dumps(question).encode() + b"\n")
+                self._process.stdin.flush()
+                line = self._process.stdout.readline()
+        except BrokenPipeError:
+            pass
+        if not line:
+            self._complaints.seek(0)
+            said = self._complaints.read()[-400:].decode("utf-8", "replace").strip().splitlines()
+            raise EngineError(f"measuring {self._name} failed: {said[-1] if said else 'its process ended'}")
+        reply: dict[str, Any] = json.loads(line)
+        return reply
+
+
+def _serve(contender: str, path: Path, threads: int, context: int) -> None:
+    """The loop of a worker's process."""
+    answers, sys.stdout = sys.stdout, sys.stderr  # whatever a library prints must not get between the answers
+    make: dict[str, Callable[[Path, int, int], Turn]] = {"edge": _Edge, "bare": _Bare, "llama_class": _LlamaClass}
+    turn = make[contender](path, threads, context)
+    for line in sys.stdin:
+        question = json.loads(line)
+        if "count" in question:
+            reply: dict[str, Any] = {"count": turn.count(question["count"])}
+        else:
+            first, rest, produced = turn.run(question["prompt"], question["tokens"])
+            reply = {"first_ms": first, "rest_ms": rest, "produced": produced}
+            reply |= {"count": turn.count(question["prompt"]), "peak_mb": _peak_mb()}
+        answers.write(json.dumps(reply) + "\n")
+        answers.flush()
+
+
+def _peak_mb() -> float:
+    """The most memory that this process has had resident."""
+    try:
+        status = Path("/proc/self/status").read_text()
+        return int(status.split("VmHWM:")[1].split()[0]) / 1024
+    except (OSError, IndexError):
+        import resource
+
+        unit = 1 if sys.platform == "darwin" else 1024
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
+
+
+class _Clock:
+    """Notes when tokens come."""
+
+    def __init__(self) -> None:
+        self.started = time.perf_counter()
+        self.times: list[float] = []
+
+    def token(self) -> None:
+        self.times.append(time.perf_counter())
+
+    def result(self) -> tuple[float, float, int]:
+        first, last = (self.times[0], self.times[-1]) if self.times else (self.started, self.started)
+        return (first - self.started) * 1e3, (last - first) * 1e3, len(self.times)
+
+
+# --- contenders -------------------------------------------------------------------------------------
+
+
+class _Edge:
+    """Our engine as an app uses it: text, and figures for every token."""
+
+    def __init__(self, path: Path, threads: int, context: int) -> None:
+        from ..engines.engine_gguf import GgufEngine
+
+        self._engine = GgufEngine.open(path, threads=threads, context=context)
+        self.count = self._engine.count
+
+    def run(self, prompt: str, tokens: int) -> tuple[float, float, int]:
+        from ..records import GenerateOptions
+
+        clock = _Clock()
+        for _ in self._engine.generate(prompt, GenerateOptions(max_tokens=tokens)):
+            clock.token()
+        return clock.result()
+
+
+class _Bare:
+    """The least that llama.cpp lets one do: evaluate, take the largest logit, evaluate that."""
+
+    def __init__(self, path: Path, threads: int, context: int) -> None:
+        import ctypes
+
+        import llama_cpp.llama_cpp as found
+
+        self._lib = lib = _untyped(found)
+        self._ctypes = ctypes
+        self._log = lib.llama_log_callback(lambda *_: None)
+        lib.llama_log_set(self._log, None)
+        lib.llama_backend_init()
+        settings = lib.llama_model_default_params()
+        settings.n_gpu_layers = 0
+        model = lib.llama_model_load_from_file(str(path).encode(), settings)
+        settings = lib.llama_context_default_params()
+        settings.n_ctx, settings.n_batch, settings.n_ubatch = context, 512, 512
+        settings.n_threads = settings.n_threads_batch = threads
+        self._context = lib.llama_init_from_model(model, settings)
+        self._memory, self._vocabulary = lib.llama_get_memory(self._context), lib.llama_model_get_vocab(model)
+        self._size = lib.llama_vocab_n_tokens(self._vocabulary)
+
+    def count(self, text: str) -> int:
+        return len(self._tokens(text))
+
+    def _tokens(self, text: str) -> list[int]:
+        raw = text.encode()
+        tokens = (self._ctypes.c_int32 * (len(raw) + 8))()
+        count = self._lib.llama_tokenize(self._vocabulary, raw, len(raw), tokens, len(tokens), True, True)
+        return list(tokens[:count])
+
+    def run(self, prompt: str, tokens: int) -> tuple[float, float, int]:
+        import numpy as np
+
+        lib, clock = self._lib, _Clock()
+        lib.llama_memory_clear(self._memory, False)
+        ids = self._tokens(prompt)
+        todo = (self._ctypes.c_int32 * len(ids))(*ids)
+        for start in range(0, len(ids), 512):
+            part = self._ctypes.cast(self._ctypes.byref(todo, 4 * start), lib.llama_token_p)
+            lib.llama_decode(self._context, lib.llama_batch(n_tokens=min(512, len(ids) - start), token=part))
+        one = (self._ctypes.c_int32 * 1)()
+        for number in range(tokens):
+            if number:
+                lib.llama_decode(self._context, lib.llama_batch(n_tokens=1, token=one))
+            row = lib.llama_get_logits_ith(self._context, -1)
+            one[0] = int(np.ctypeslib.as_array(row, (self._size,)).argmax())
+            clock.token()
+            if lib.llama_vocab_is_eog(self._vocabulary, one[0]):
+                break
+        return clock.result()
+
+
+class _LlamaClass:
+    """llama-cpp-python's high-level class, streaming greedily."""
+
+    def __init__(self, path: Path, threads: int, context: int) -> None:
+        from llama_cpp import Llama
+
+        make = _untyped(Llama)
+        self._llama = make(str(path), n_ctx=context, n_threads=threads, n_threads_batch=threads, verbose=False)
+
+    def count(self, text: str) -> int:
+        return len(self._llama.tokenize(text.encode(), special=True))
+
+    def run(self, prompt: str, tokens: int) -> tuple[float, float, int]:
+        clock = _Clock()
+        for part in self._llama.create_completion(prompt, max_tokens=tokens, temperature=0.0, stream=True):
+            if part["choices"][0]["text"]:  # the last part only says why it ended
+                clock.token()
+        return clock.result()
+
+
+def _untyped(value: Any) -> Any:
+    """llama_cpp's own annotations are not those of strict typing."""
+    return value
+
+
+if __name__ == "__main__":
+    _serve(sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4]))

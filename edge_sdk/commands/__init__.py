@@ -1,0 +1,1 @@
+"""The commands of `edge`, a group a module; `edge_sdk.cli` has their table."""

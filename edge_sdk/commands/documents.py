@@ -1,0 +1,153 @@
+"""`edge add`, `list`, `remove`, `search` and `reindex`: the commands about documents."""
+
+from __future__ import annotations
+
+import time
+
+import click
+
+from ..config import Settings
+from ..edge import Edge
+from ..errors import DocumentError
+from ..loading import load_encoder, open_store
+from ..records import AddReport, Hit
+from .options import cancel_on_interrupt, console, options, print_json, progress_bar
+
+
+@click.command()
+@click.argument("sources", nargs=-1, required=True)
+@options("store", "encoder")
+def add_command(settings: Settings, sources: tuple[str, ...], as_json: bool) -> int:
+    """Add documents: files, folders (with what is in them) or py:MODULE.
+
+    Text, Markdown, HTML, PDF, DOCX; `py:json` takes the documentation of an installed Python module from its
+    docstrings, without running it. Adding again only does what has changed, so an interrupted run is resumed
+    by the same command. Each document is safe on disk as soon as it is counted.
+    """
+    started = time.perf_counter()
+    reports: list[AddReport] = []
+    out = console()
+    with Edge.open(settings=settings) as edge, cancel_on_interrupt() as cancel:
+        with progress_bar("adding") as bar:
+            for report in edge.add_each(sources, progress=bar, cancel=cancel):
+                reports.append(report)
+                if report.status == "failed" and not as_json:
+                    click.echo(f"edge: {report.error}", err=True)
+        counts = edge.store.counts()
+    seconds = time.perf_counter() - started
+    tally = {
+        status: sum(report.status == status for report in reports)
+        for status in ("added", "updated", "unchanged", "failed")
+    }
+    if as_json:
+        print_json({**tally, "passages": counts.passages, "seconds": seconds, "documents": reports})
+    else:
+        done = ", ".join(f"{number} {status}" for status, number in tally.items() if number)
+        out.print(
+            f"{done or 'nothing to add'} in {seconds:.1f} s; "
+            f"{settings.store} holds {counts.documents} documents, {counts.passages} passages"
+        )
+    if cancel.is_set():
+        click.echo("edge: interrupted; what is counted above is safe, run the same command to go on", err=True)
+        return 130
+    return 1 if tally["failed"] else 0
+
+
+@click.command()
+@options("store")
+def list_command(settings: Settings, as_json: bool) -> None:
+    """List the documents in the store."""
+    with open_store(settings) as store:
+        documents = store.documents()
+    if as_json:
+        print_json({"store": settings.store, "documents": documents})
+        return
+    from rich.table import Table
+
+    table = Table(box=None)
+    for column in ("document", "title", "passages", "characters", "added"):
+        table.add_column(column, justify="right" if column in ("passages", "characters") else "left")
+    for document in documents:
+        table.add_row(
+            document.name, document.title, str(document.passages), str(document.characters), document.added_at[:16]
+        )
+    out = console()
+    if documents:
+        out.print(table)
+    out.print(f"{len(documents)} documents in {settings.store}")
+
+
+@click.command()
+@click.argument("names", nargs=-1, required=True)
+@options("store")
+def remove_command(settings: Settings, names: tuple[str, ...], as_json: bool) -> int:
+    """Remove documents by the names that `edge list` shows, or by their paths."""
+    from ..ingest import document_name
+
+    with open_store(settings) as store:
+        present = {document.name for document in store.documents()}
+        removed: list[str] = []
+        missing: list[str] = []
+        for name in names:
+            known = name if name in present else document_name(name)
+            (removed if store.delete(known) else missing).append(known)
+    if as_json:
+        print_json({"removed": removed, "missing": missing})
+    else:
+        console().print(f"{len(removed)} removed")
+    if missing:
+        raise DocumentError(f"not in {settings.store}: {', '.join(missing)}", hint="see `edge list`")
+    return 0
+
+
+@click.command()
+@click.argument("query")
+@click.option("-k", default=5, show_default=True, type=click.IntRange(1, 100), help="How many passages.")
+@options("store", "encoder")
+def search_command(settings: Settings, query: str, k: int, as_json: bool) -> None:
+    """Find the passages that fit QUERY best: by words (BM25) and by meaning (vectors), fused by rank."""
+    with Edge.open(settings=settings) as edge:
+        edge.search(query, 1)  # loads the encoder and the index, so that what is shown is the search itself
+        started = time.perf_counter()
+        hits = edge.search(query, k)
+        milliseconds = (time.perf_counter() - started) * 1000
+    if as_json:
+        print_json({"query": query, "milliseconds": milliseconds, "hits": hits})
+        return
+    out = console()
+    if not hits:
+        out.print(f"nothing found in {settings.store}")
+    for number, hit in enumerate(hits, 1):
+        out.print(f"[bold][{number}][/bold] {_where(hit)}  [dim]{_scores(hit)}[/dim]")
+        out.print("    " + " ".join(hit.passage.text.split())[:300], markup=False)
+    out.print(f"[dim]{milliseconds:.0f} ms[/dim]")
+
+
+@click.command()
+@options("store", "encoder")
+def reindex_command(settings: Settings, as_json: bool) -> None:
+    """Embed every passage again, after a change of encoder. The old vectors stay valid until the end."""
+    with open_store(settings) as store:
+        encoder = load_encoder(settings)
+        with progress_bar("embedding") as bar:
+            store.reindex(encoder, progress=lambda done, total: bar(done, total, ""))
+        counts = store.counts()
+    if as_json:
+        print_json({"passages": counts.passages, "encoder": settings.encoder})
+    else:
+        console().print(f"{counts.passages} passages embedded with {settings.encoder}")
+
+
+def _where(hit: Hit) -> str:
+    from rich.markup import escape
+
+    passage = hit.passage
+    heading = f" › {passage.heading}" if passage.heading else ""
+    return escape(f"{passage.document}{heading} ({passage.start}-{passage.end})")
+
+
+def _scores(hit: Hit) -> str:
+    words = f"words #{hit.bm25_rank}" if hit.bm25_rank else "words -"
+    meaning = f"meaning #{hit.vector_rank}" if hit.vector_rank else "meaning -"
+    cosine = f" ({hit.similarity:.2f})" if hit.similarity is not None else ""
+    return f"{words}, {meaning}{cosine}"

@@ -1,0 +1,143 @@
+"""What the command modules share: option sets, the way to settings, progress bars and JSON output."""
+
+from __future__ import annotations
+
+import functools
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from signal import SIGINT, getsignal, signal
+from threading import Event as Flag
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ..config import Settings, load_settings
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+Command = Callable[..., Any]
+
+_OPTIONS: dict[str, Callable[[Command], Command]] = {
+    "json": click.option("--json", "as_json", is_flag=True, help="Print one JSON document as the last line."),
+    "verbose": click.option("-v", "--verbose", is_flag=True, help="Show more, and full tracebacks."),
+    "home": click.option("--home", type=click.Path(path_type=Path), help="Models and settings (EDGE_HOME)."),
+    "store": click.option("--store", type=click.Path(path_type=Path), help="The SQLite file (EDGE_STORE)."),
+    "model": click.option("--model", help="Decoder: a catalog name or a .gguf file (EDGE_MODEL)."),
+    "encoder": click.option("--encoder", help="Encoder: a catalog name or a folder (EDGE_ENCODER)."),
+    "context": click.option("--context", type=int, help="Tokens that prompt and answer may take together."),
+    "threads": click.option("--threads", type=int, help="Threads of the engine; default: the usable cores."),
+    "offline": click.option("--offline", is_flag=True, default=None, help="Open no socket (EDGE_OFFLINE=1)."),
+    "remote": click.option("--remote", help="URL of an OpenAI-compatible server; off unless given."),
+    "remote_model": click.option("--remote-model", help="Model name to ask the remote for."),
+    "remote_key_file": click.option(
+        "--remote-key-file", type=click.Path(path_type=Path), help="File with the key; or EDGE_REMOTE_KEY."
+    ),
+}
+_SETTINGS = {field.name for field in fields(Settings)} - {"sources"}
+
+
+def options(*names: str) -> Callable[[Command], Command]:
+    """Add the named options; those that are settings arrive together as one `settings` argument.
+
+    `json`, `verbose`, `home` and `offline` come with every command.
+    """
+    wanted = [*names, "home", "offline", "json", "verbose"]
+
+    def decorate(function: Command) -> Command:
+        @functools.wraps(function)
+        def with_settings(**values: Any) -> Any:
+            flags = {name: values.pop(name) for name in list(values) if name in _SETTINGS}
+            values.pop("verbose")
+            return function(settings=load_settings(flags), **values)
+
+        command: Command = with_settings
+        for name in reversed(wanted):
+            command = _OPTIONS[name](command)
+        return command
+
+    return decorate
+
+
+def to_json(value: object) -> Any:
+    """Records, paths and mappings as plain JSON values."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return {field.name: to_json(getattr(value, field.name)) for field in fields(value)}
+    if isinstance(value, dict):
+        return {str(key): to_json(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [to_json(item) for item in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+def print_json(value: object) -> None:
+    """One line of JSON on standard output; control characters and lone surrogates are escaped."""
+    print(json.dumps(to_json(value), ensure_ascii=True))
+
+
+def console() -> Console:
+    """Where people read: standard output, coloured on a terminal only."""
+    from rich.console import Console
+
+    return Console(highlight=False, soft_wrap=True)
+
+
+@contextmanager
+def progress_bar(description: str, *, unit: str = "") -> Iterator[Callable[[float, float | None, str], None]]:
+    """A function `update(done, total, detail)` that draws on standard error if that is a terminal, else nothing.
+
+    `unit="bytes"` shows sizes and speed.
+    """
+    if not sys.stderr.isatty():
+        yield lambda done, total, detail: None
+        return
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        DownloadColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+        TransferSpeedColumn,
+    )
+
+    columns = [DownloadColumn(), TransferSpeedColumn()] if unit == "bytes" else [MofNCompleteColumn()]
+    with Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        *columns,
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[detail]}"),
+        console=Console(stderr=True),
+        transient=True,
+    ) as progress:
+        task = progress.add_task(description, total=None, detail="")
+
+        def update(done: float, total: float | None, detail: str) -> None:
+            progress.update(task, completed=done, total=total, detail=detail[-60:])
+
+        yield update
+
+
+@contextmanager
+def cancel_on_interrupt() -> Iterator[Flag]:
+    """Ctrl-C sets the flag, so that work stops at a clean point; a second Ctrl-C interrupts at once."""
+    flag = Flag()
+    before = getsignal(SIGINT)
+
+    def on_interrupt(number: int, frame: FrameType | None) -> None:
+        if flag.is_set():
+            raise KeyboardInterrupt
+        flag.set()
+
+    signal(SIGINT, on_interrupt)
+    try:
+        yield flag
+    finally:
+        signal(SIGINT, before)

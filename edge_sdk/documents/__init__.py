@@ -1,0 +1,1 @@
+"""Files, folders and Python modules to plain text, and text to passages."""

@@ -1,0 +1,1 @@
+"""Text to vectors: what an encoder is, on onnxruntime, on our own kernel, or as token vectors alone."""

@@ -1,0 +1,1 @@
+"""Language models: what an engine is, its adapters, chat templates, sampling and constrained output."""

@@ -1,0 +1,226 @@
+"""The engine for GGUF models, on llama.cpp's low-level functions; implements `edge_sdk.engines.engine.Engine`.
+
+Prompts, streaming text, cancelling, reuse of the KV cache between prompts, and the order of things when several
+threads ask. Knows nothing of documents; the C functions are in `llama`, the file's header in `gguf_header`.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from threading import Event
+from types import TracebackType
+from typing import Self
+
+from ..device import available_memory, default_threads
+from ..errors import ConfigError, ContextOverflowError, EngineError
+from ..model_files.gguf_header import GgufHeader, read_header
+from ..records import FinishReason, GenerateOptions, GenerationResult, Message, Token
+from .chat_template import ChatTemplate
+from .engine import Generation, TextStream, check_options
+from .llama import LlamaModel, Sampler, library
+
+_MAX_TEXT = 16 << 20  # bytes that `count` takes; llama.cpp counts in 32 bits and slows down on long texts
+
+
+class GgufEngine:
+    """A GGUF model in llama.cpp: one generation at a time, from any thread.
+
+    The engine is taken when the first token of a generation is asked for and free again when the generation
+    ends, is closed or is dropped; another one meanwhile raises `EngineError`. A prompt that begins like the one
+    before (the next turn of a chat) is evaluated only from where it differs.
+
+    >>> engine = GgufEngine.open(Path("model.gguf"))  # doctest: +SKIP
+    >>> prompt = engine.render([Message("user", "Hi")])  # doctest: +SKIP
+    >>> for token in engine.generate(prompt, GenerateOptions()):  # doctest: +SKIP
+    ...     print(token.text, end="")
+    """
+
+    def __init__(self, model: LlamaModel, header: GgufHeader, name: str, context: int) -> None:
+        """Use `open`; this takes what it has loaded."""
+        self._model, self._name, self._context = model, name, context
+        self._template_source, self._longest = header.chat_template, max(1, header.longest_token)
+        self._taken = threading.Lock()  # by a generation, for as long as it runs
+        self._native = threading.Lock()  # by whoever is inside llama.cpp
+        self._closed = Event()
+
+    @classmethod
+    def open(
+        cls,
+        path: Path,
+        *,
+        name: str | None = None,
+        context: int | None = None,
+        threads: int | None = None,
+        gpu_layers: int = 0,
+    ) -> Self:
+        """Check the file's header, then load it; the weights are mapped, not read.
+
+        `context` is at most what the model was trained for, and 4,096 unless given; `threads` follows the device.
+        `gpu_layers` other than 0 needs a llama.cpp built for a GPU, and then a prefill can only be cancelled
+        between batches. Raises `ModelNotFoundError`, `ModelDamagedError` before native code sees the file,
+        `EngineError` where llama.cpp cannot load it or memory cannot hold it, and `MissingExtraError`.
+        """
+        library()
+        threads = default_threads() if threads is None else threads
+        wanted = 4096 if context is None else context
+        if threads < 1 or wanted < 1:
+            raise ConfigError(f"{threads} threads and a context of {wanted} tokens", hint="use 1 or more of each")
+        header = read_header(path)
+        name = name or header.name or path.stem
+        wanted = min(wanted, header.context_length or wanted)
+        _check_memory(name, header, wanted)
+        return cls(LlamaModel(path, context=wanted, threads=threads, gpu_layers=gpu_layers), header, name, wanted)
+
+    @property
+    def name(self) -> str:
+        """The model's name as the user knows it."""
+        return self._name
+
+    @property
+    def context(self) -> int:
+        """Tokens that prompt and answer may take together."""
+        return self._context
+
+    def count(self, text: str) -> int:
+        """Exact number of tokens that `generate` would evaluate for `text` as the whole prompt.
+
+        That includes the token that some models want at the beginning, and special tokens spelled in `text`.
+        Raises `EngineError` for a text of more than 16 MiB.
+        """
+        return len(self._tokens(_encoded(text)))
+
+    def render(self, messages: Sequence[Message]) -> str:
+        """The model's chat template applied, ending where the assistant's turn begins; ChatML where it has none.
+
+        Control tokens spelled out in a message are defused: they stay text. Raises `TemplateError`.
+        """
+        self._check_open()
+        return self._template.render(messages)
+
+    def generate(self, prompt: str, options: GenerateOptions, cancel: Event | None = None) -> Generation:
+        """Start generating; see `Engine.generate`. All of `prompt` is tokenized with special tokens.
+
+        The token with which the model ends its answer comes too, its text empty but for what was held back. A
+        JSON schema or grammar holds as far as the answer goes: `max_tokens` may cut it off.
+        """
+        check_options(options)
+        raw = _encoded(prompt)
+        if len(raw) > self._longest * self.context:  # too long whatever it says, so it is not tokenized
+            raise ContextOverflowError(-(-len(raw) // self._longest), options.max_tokens, self.context)
+        tokens = self._tokens(raw)
+        if len(tokens) + options.max_tokens > self.context:
+            raise ContextOverflowError(len(tokens), options.max_tokens, self.context)
+        with self._inside():
+            sampler = Sampler(self._model, options, tokens)
+        return Generation(self._run(tokens, options, sampler, cancel or Event()))
+
+    def close(self) -> None:
+        """Free the model; a running generation ends with `EngineError`. Again does nothing."""
+        self._closed.set()  # a running prefill looks at it
+        with self._native:
+            self._model.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @contextmanager
+    def _inside(self) -> Iterator[LlamaModel]:
+        """The model, to this thread alone."""
+        with self._native:
+            self._check_open()
+            yield self._model
+
+    def _check_open(self) -> None:
+        if self._closed.is_set():
+            raise EngineError(f"{self._name} is closed")
+
+    @cached_property
+    def _template(self) -> ChatTemplate:
+        with self._inside() as model:
+            begin, end = model.special()
+            control = model.control_tokens()
+        return ChatTemplate(self._template_source, bos_token=begin, eos_token=end, control_tokens=control)
+
+    def _tokens(self, text: bytes) -> list[int]:
+        with self._inside() as model:
+            tokens, begin = model.tokenize(text), model.begin()
+            if begin is not None and tokens[:1] != [begin]:
+                tokens.insert(0, begin)
+            if not tokens:  # an answer needs something to start from
+                start = model.start()
+                if start is None:
+                    raise EngineError("the prompt is empty, and the model has no token to begin with")
+                tokens = [start]
+        return tokens
+
+    def _run(
+        self, prompt: list[int], options: GenerateOptions, sampler: Sampler, cancel: Event
+    ) -> Generator[Token, None, GenerationResult]:
+        if not self._taken.acquire(blocking=False):
+            raise EngineError(
+                f"{self._name} is busy with another generation", hint="finish or close that one first"
+            )
+        try:
+            started, produced, decoding, chosen = time.perf_counter(), 0, 0.0, -1
+
+            def stopped() -> bool:
+                return cancel.is_set() or self._closed.is_set()
+
+            with self._inside() as model:
+                cached = 0 if stopped() else model.keep_prefix(prompt)
+                complete = not stopped() and model.prefill(prompt[cached:], stopped)
+            self._check_open()
+            prefilling = time.perf_counter() - started
+            stream = TextStream(options.stop)
+            reason: FinishReason | None = None if complete else "cancelled"
+            while reason is None:
+                if cancel.is_set():
+                    reason = "cancelled"
+                    break
+                started = time.perf_counter()
+                with self._inside() as model:
+                    if produced:
+                        model.advance(chosen)
+                    figures = sampler.choose()
+                    chosen = figures.chosen
+                    ended = model.is_end(chosen)
+                    piece = b"" if ended else model.piece(chosen)
+                produced += 1
+                text = stream.push(piece)
+                if ended or stream.stopped:
+                    reason = "stop"
+                elif produced == options.max_tokens:
+                    reason = "length"
+                text += stream.finish() if reason else ""
+                decoding += time.perf_counter() - started
+                yield Token(chosen, text, figures.logprob, figures.entropy, figures.margin)
+            return GenerationResult(reason, len(prompt), cached, produced, prefilling * 1e3, decoding * 1e3)
+        finally:
+            self._taken.release()
+
+
+def _encoded(text: str) -> bytes:
+    raw = text.encode("utf-8", "replace")  # half a surrogate pair is not text; it becomes a question mark
+    if len(raw) > _MAX_TEXT:
+        raise EngineError(f"a text of {len(raw)} bytes is too long, the limit is {_MAX_TEXT}")
+    return raw
+
+
+def _check_memory(name: str, header: GgufHeader, context: int) -> None:
+    cache, free = header.kv_bytes(context), available_memory()
+    if free is not None and header.file_bytes + cache > free:
+        raise EngineError(
+            f"{name} needs {header.file_bytes >> 20} MiB and {cache >> 20} MiB for a context of {context} tokens, "
+            f"but {free >> 20} MiB are free",
+            hint="use a smaller model or a smaller --context",
+        )

@@ -1,0 +1,1 @@
+"""A remote model behind an OpenAI-compatible server, with hard limits."""

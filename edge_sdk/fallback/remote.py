@@ -1,0 +1,380 @@
+"""The remote model: any OpenAI-compatible endpoint, asked once, streamed, within an absolute deadline.
+
+Off by default: without a URL there is no remote. It knows nothing of when to ask or of what may be sent;
+it sends exactly the messages it is given, and `preview` shows the same bytes beforehand.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import re
+import time
+from collections.abc import Callable, Generator, Iterator, Sequence
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from http import HTTPStatus
+from pathlib import Path
+from threading import Event
+from typing import TYPE_CHECKING, Protocol
+from urllib.parse import urlsplit
+
+from ..config import Settings
+from ..errors import ConfigError, EdgeError, OfflineError, RemoteError, RemoteProtocolError, RemoteRejectedError
+from ..records import Message, RemoteReply
+from .completions import ReplyReader, one_line, request_body, server_words
+from .exchange import Cancelled, Exchange, Head, Limits
+
+if TYPE_CHECKING:
+    import httpx
+
+_MAX_REPLY, _MAX_ERROR_PAGE = 8 * 1024 * 1024, 64 * 1024
+_ERROR_PAGE_SECONDS = 2.0  # a status is worth reporting even if its page does not come
+
+
+class RemoteStream(Iterator[str]):
+    """A running request: iterate for pieces of text, then read `reply`. Closing it early hangs up.
+
+    >>> def two() -> Generator[str, None, RemoteReply]:
+    ...     yield from ("Hel", "lo")
+    ...     return RemoteReply("Hello", "m", "stop", None, None, 1.0)
+    >>> stream = RemoteStream(two())
+    >>> list(stream), stream.reply.finish_reason
+    (['Hel', 'lo'], 'stop')
+    """
+
+    def __init__(self, pieces: Generator[str, None, RemoteReply]) -> None:
+        self._pieces = pieces
+        self._reply: RemoteReply | None = None
+
+    def __next__(self) -> str:
+        try:
+            return next(self._pieces)
+        except StopIteration as stop:
+            if stop.value is not None:
+                self._reply = stop.value
+            raise StopIteration from None
+
+    @property
+    def reply(self) -> RemoteReply:
+        """The whole text and how it ended; raises `RemoteError` before the end and after a failure."""
+        if self._reply is None:
+            raise RemoteError("the remote's reply has not ended", hint="iterate over it to the end first")
+        return self._reply
+
+    def close(self) -> None:
+        """Hang up now; what has been generated so far may be billed."""
+        self._pieces.close()
+
+
+class Remote(Protocol):
+    """A remote model that answers a chat."""
+
+    @property
+    def model(self) -> str:
+        """The model's name as the server knows it."""
+
+    def complete(
+        self, messages: Sequence[Message], *, max_tokens: int, temperature: float = 0.0, cancel: Event | None = None
+    ) -> RemoteStream:
+        """Prepare one request; it is sent when the stream is first iterated, and never a second time.
+
+        Setting `cancel` hangs up and ends the stream with the finish reason "cancelled". Raises a
+        `RemoteError` while iterating; text that came before it is part of an answer, not an answer.
+        """
+
+
+class OpenAIRemote:
+    """`POST …/v1/chat/completions` with `stream: true`, as OpenAI, vLLM, llama.cpp and many vendors serve it.
+
+    `url` is the server (`http://127.0.0.1:8080`), its API root (`https://host/api/v1`) or the full address
+    (ending in `/chat/completions`, taken as it is); plain http only to this machine. `key` is called for each
+    request and its result goes to that address alone: no redirect is followed, no proxy or certificate
+    setting of the environment is used unless `trust_env`. Times are in seconds: `connect_timeout` for name
+    look-up, TCP and TLS, `first_byte_timeout` from the sent request to the first byte of the body (a slow
+    server's whole prefill), `inter_token_timeout` for silence after that (keep-alive comments count as
+    life), `deadline` for all of it, however the bytes drip. A reply is at most 8 MiB.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        model: str,
+        *,
+        key: Callable[[], str | None] | None = None,
+        offline: bool = False,
+        connect_timeout: float = 3.0,
+        first_byte_timeout: float = 30.0,
+        inter_token_timeout: float = 10.0,
+        deadline: float = 60.0,
+        include_usage: bool = False,
+        trust_env: bool = False,
+        transport: httpx.BaseTransport | None = None,
+    ) -> None:
+        self._url, self._model, self._key, self._offline = endpoint(url), model, key, offline
+        self._limits = Limits(connect_timeout, first_byte_timeout, inter_token_timeout, deadline, _MAX_REPLY)
+        self._include_usage, self._trust_env, self._transport = include_usage, trust_env, transport
+
+    def __repr__(self) -> str:
+        return f"OpenAIRemote({self._url!r}, {self._model!r})"
+
+    @property
+    def model(self) -> str:
+        """The model's name as the server knows it."""
+        return self._model
+
+    @property
+    def url(self) -> str:
+        """The full address that requests go to."""
+        return self._url
+
+    def preview(self, messages: Sequence[Message], *, max_tokens: int, temperature: float = 0.0) -> bytes:
+        """The body that `complete` would send for the same arguments, byte for byte; opens nothing."""
+        return request_body(
+            self._model,
+            messages,
+            max_tokens=max_tokens,
+            temperature=temperature,
+            include_usage=self._include_usage,
+        )
+
+    def complete(
+        self, messages: Sequence[Message], *, max_tokens: int, temperature: float = 0.0, cancel: Event | None = None
+    ) -> RemoteStream:
+        """See `Remote.complete`. Raises `OfflineError` and `ConfigError` (the key) here, before any socket."""
+        if self._offline:
+            raise OfflineError(f"the remote {self._model!r} was not asked: offline", hint="unset EDGE_OFFLINE")
+        body = self.preview(messages, max_tokens=max_tokens, temperature=temperature)
+        return RemoteStream(self._run(body, self._key() if self._key else None, cancel))
+
+    def _run(self, body: bytes, key: str | None, cancel: Event | None) -> Generator[str, None, RemoteReply]:
+        began, text = time.monotonic(), ""
+        exchange = Exchange(
+            self._url,
+            _headers(key),
+            body,
+            self._limits,
+            transport=self._transport,
+            trust_env=self._trust_env,
+            cancel=cancel,
+        )
+        try:
+            head = exchange.head()
+            if head.status != 200:
+                raise _rejection(head, _error_page(exchange, head, key), key)
+            if head.headers.get("content-encoding", "identity").lower() != "identity":
+                raise RemoteProtocolError("the remote sent a compressed reply although it was asked not to")
+            reader = ReplyReader(head.media_type, conceal=key)
+            for piece in reader.read(exchange.chunks()):
+                if cancel is not None and cancel.is_set():
+                    raise Cancelled  # one chunk may hold many pieces
+                text += piece
+                yield piece
+        except Cancelled:
+            return RemoteReply(text, self._model, "cancelled", None, None, _milliseconds(began))
+        finally:
+            exchange.close()
+        return RemoteReply(
+            text,
+            reader.model or self._model,
+            reader.finish_reason,
+            reader.prompt_tokens,
+            reader.completion_tokens,
+            _milliseconds(began),
+        )
+
+
+def endpoint(url: str) -> str:
+    """The full address for `url`; raises `ConfigError` for one that must not be used.
+
+    >>> endpoint("http://127.0.0.1:8080")
+    'http://127.0.0.1:8080/v1/chat/completions'
+    >>> endpoint("https://host.example/api/v1/")
+    'https://host.example/api/v1/chat/completions'
+    >>> endpoint("https://host.example/v1beta/openai/chat/completions")
+    'https://host.example/v1beta/openai/chat/completions'
+    """
+    try:
+        parts = urlsplit(url.strip())
+        host, port = (parts.hostname or "").lower(), parts.port
+    except ValueError:
+        raise ConfigError("the remote's URL cannot be read", hint="use https://HOST/v1") from None
+    if "@" in parts.netloc or "%" in host or parts.query or parts.fragment:  # what may be a secret is not repeated
+        raise ConfigError(
+            f"the remote's URL (host {host!r}) holds more than scheme, host and path",
+            hint="the key goes into EDGE_REMOTE_KEY or a key file",
+        )
+    address = _address(host)
+    if parts.scheme not in ("http", "https") or not (
+        address or re.fullmatch(r"[a-z0-9]([a-z0-9.-]*[a-z0-9])?", host)
+    ):
+        raise ConfigError(f"the remote's URL {url!r} has no usable scheme and host", hint="use https://HOST/v1")
+    if parts.scheme == "http" and host != "localhost" and not (address and address.is_loopback):
+        raise ConfigError(f"the remote {url!r} would be asked without encryption", hint="use https://")
+    path = parts.path.rstrip("/")
+    if re.search(r"[^\w.~/-]", path, re.ASCII):
+        raise ConfigError(f"the remote's URL {url!r} has a path that cannot be used", hint="use https://HOST/v1")
+    if not path.endswith("/chat/completions"):
+        path += "/chat/completions" if path.endswith("/v1") else "/v1/chat/completions"
+    name = f"[{host}]" if isinstance(address, ipaddress.IPv6Address) else host
+    return f"{parts.scheme}://{name}{'' if port is None else f':{port}'}{path}"
+
+
+def read_key(settings: Settings) -> str | None:
+    """The key: the first line of a key file given as a flag, else `EDGE_REMOTE_KEY`, else of the key file.
+
+    Raises `ConfigError`, without the key, for one that no header can carry.
+    """
+    path, flag = settings.remote_key_file, settings.sources.get("remote_key_file") == "flag"
+    value = os.environ.get("EDGE_REMOTE_KEY", "").strip()
+    source = "EDGE_REMOTE_KEY"
+    if path and (flag or not value):
+        value, source = _first_line(path), str(path)
+    if not value:
+        return None
+    if not re.fullmatch(r"[!#-\[\]-~]{1,4096}", value):  # printable, no space, and JSON spells it as it is
+        raise ConfigError(f"the key in {source} is not one word of plain characters")
+    return value
+
+
+def remote_from_settings(settings: Settings) -> OpenAIRemote | None:
+    """The configured remote, or None when there is none. Opens nothing; the key is read at each request."""
+    if not settings.remote:
+        return None
+    if not settings.remote_model:
+        raise ConfigError("a remote is set but no model of it", hint="pass --remote-model or set EDGE_REMOTE_MODEL")
+    return OpenAIRemote(
+        settings.remote, settings.remote_model, key=lambda: read_key(settings), offline=settings.offline
+    )
+
+
+class FakeRemote:
+    """A remote for tests: each call takes the next of `replies`, pieces of text or an error to raise.
+
+    `requests` keeps the messages of every call.
+
+    >>> remote = FakeRemote(["Par", "is"], RemoteError("no luck"))
+    >>> stream = remote.complete([Message("user", "Capital of France?")], max_tokens=9)
+    >>> "".join(stream), stream.reply.text, len(remote.requests)
+    ('Paris', 'Paris', 1)
+    """
+
+    def __init__(self, *replies: Sequence[str] | EdgeError, model: str = "fake-remote") -> None:
+        self._replies, self._model = iter(replies), model
+        self.requests: list[tuple[Message, ...]] = []
+
+    @property
+    def model(self) -> str:
+        """The name given to it."""
+        return self._model
+
+    def complete(
+        self, messages: Sequence[Message], *, max_tokens: int, temperature: float = 0.0, cancel: Event | None = None
+    ) -> RemoteStream:
+        """See `Remote.complete`; `max_tokens` counts pieces."""
+        self.requests.append(tuple(messages))
+        return RemoteStream(self._run(next(self._replies), max_tokens, cancel))
+
+    def _run(
+        self, script: Sequence[str] | EdgeError, max_tokens: int, cancel: Event | None
+    ) -> Generator[str, None, RemoteReply]:
+        if isinstance(script, EdgeError):
+            raise script
+        text, reason = "", "stop" if len(script) <= max_tokens else "length"
+        for piece in script[:max_tokens]:
+            if cancel is not None and cancel.is_set():
+                reason = "cancelled"
+                break
+            text += piece
+            yield piece
+        return RemoteReply(text, self._model, reason, None, None, 0.0)
+
+
+def _headers(key: str | None) -> dict[str, str]:
+    headers = {
+        "Content-Type": "application/json",
+        "Accept": "text/event-stream, application/json",
+        "Accept-Encoding": "identity",  # a compressed reply could be a bomb
+        "User-Agent": "edge-sdk",
+        "Connection": "close",
+    }
+    return headers | {"Authorization": f"Bearer {key}"} if key else headers
+
+
+def _error_page(exchange: Exchange, head: Head, key: str | None) -> str:
+    """What the server says beside its status; "" when it is long, slow or broken."""
+    page = bytearray()
+    try:
+        for chunk in exchange.chunks(within=_ERROR_PAGE_SECONDS):
+            page += chunk
+            if len(page) > _MAX_ERROR_PAGE:
+                return ""
+    except RemoteError:
+        return ""
+    return server_words(bytes(page), head.media_type, conceal=key)
+
+
+def _rejection(head: Head, words: str, key: str | None) -> RemoteError:
+    """The error for a status other than 200."""
+    status, hint, retry_after = head.status, "", None
+    said = f": {words}" if words else ""
+    if 200 <= status < 300:
+        return RemoteProtocolError(f"the remote answered {_status_name(status)} without a reply{said}")
+    if 300 <= status < 400:
+        target = one_line(head.headers.get("location", ""), conceal=key)
+        said = f", a redirect to {target or 'nowhere'}, which is not followed"
+        hint = "if you trust that address, set the remote to it"
+    elif status in (401, 403):
+        hint = (
+            "check EDGE_REMOTE_KEY or the key file" if key else "no key was sent: set EDGE_REMOTE_KEY or a key file"
+        )
+    elif status == 404:
+        hint = "check the URL and --remote-model"
+    elif status in (429, 503):
+        retry_after = _retry_after(head.headers.get("retry-after", ""))
+        hint = "ask again later" if retry_after is None else f"ask again in {retry_after:.0f} s"
+    elif status >= 500:
+        hint = "the fault is the remote's; nothing is retried by itself"
+    return RemoteRejectedError(
+        f"the remote answered {_status_name(status)}{said}", status=status, retry_after=retry_after, hint=hint
+    )
+
+
+def _status_name(status: int) -> str:
+    try:
+        return f"{status} ({HTTPStatus(status).phrase})"
+    except ValueError:
+        return str(status)
+
+
+def _retry_after(value: str) -> float | None:
+    """Seconds of a Retry-After header, which holds seconds or a date (RFC 9110, section 10.2.3)."""
+    if re.fullmatch(r"[0-9]{1,9}", value.strip()):
+        return float(value)
+    try:
+        when = parsedate_to_datetime(value)
+    except ValueError:
+        return None
+    when = when if when.tzinfo else when.replace(tzinfo=UTC)
+    return max(0.0, (when - datetime.now(UTC)).total_seconds())
+
+
+def _address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    try:
+        return ipaddress.ip_address(host)
+    except ValueError:
+        return None
+
+
+def _first_line(path: Path) -> str:
+    try:
+        with path.open(encoding="utf-8") as file:
+            return file.readline(8192).strip()
+    except OSError as error:
+        raise ConfigError(f"the key file {path} cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError:
+        raise ConfigError(f"the key file {path} is not text") from None  # the decode error holds the bytes
+
+
+def _milliseconds(began: float) -> float:
+    return (time.monotonic() - began) * 1000

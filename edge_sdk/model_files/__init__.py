@@ -1,0 +1,1 @@
+"""What model files hold: read and checked before native code sees them, tokenized, run by onnxruntime."""

@@ -1,0 +1,1 @@
+"""A question to passages: the full-text query, the fusion of rankings, the search itself."""

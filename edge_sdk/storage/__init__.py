@@ -1,0 +1,1 @@
+"""One SQLite file: documents, full text and vectors, checked, and the vectors' search in memory."""
