@@ -1,8 +1,8 @@
 """Documents in: finds what the sources name, skips what has not changed, parses, cuts, embeds, stores.
 
-One document is one transaction and is durable when its report is there, so an interrupted run is resumed by
-running it again. While one document is stored, a thread embeds the next ones, several small ones together. Knows
-nothing of formats, encoders' insides or SQL.
+A document is durable, as a whole, when its report is there, so an interrupted run is resumed by running it again.
+While documents are stored, a thread embeds the next ones; small ones are embedded, and stored, several together.
+Knows nothing of formats, encoders' insides or SQL.
 """
 
 from __future__ import annotations
@@ -59,8 +59,8 @@ def add(
     skipped) or `py:module` (a package stands for all its public modules). What fails is reported as `failed`
     and the rest goes on; errors of the store and the encoder are raised. A document whose content hash is
     that of the stored one is `unchanged`, unless `again` is set. Setting `cancel` ends the run before the
-    next document or slice of passages; what was reported is stored, the document at hand is not. Nothing is
-    stored before its report is asked for; the encoder is called in a thread of its own.
+    next document or slice of passages; what is stored is still reported. Documents whose vectors are there are
+    stored together when the first report of them is asked for; the encoder is called in a thread of its own.
     """
     store.use_encoder(encoder.fingerprint, encoder.dimension)
     return _Run(store, encoder, limits, progress, cancel or Event(), again).reports(sources)
@@ -137,12 +137,18 @@ def _folder(root: str) -> Iterator[_Task]:
 
 @dataclass(frozen=True, slots=True)
 class _Cut:
-    """A document in passages, whose vectors are on their way: `parts` are the slices, each with its first row."""
+    """A document in passages, whose vectors are on their way: `parts` are slices, each with first row and count."""
 
     document: ParsedDocument
     chunks: Sequence[Chunk]
     vectors: NDArray[np.float32]
-    parts: list[tuple[int, Future[None]]] = field(default_factory=list)
+    parts: list[tuple[int, int, Future[None]]] = field(default_factory=list)
+
+    def is_embedded(self) -> bool:
+        """Whether all vectors are there, without a wait and without an error."""
+        sent = sum(count for _, count, _ in self.parts)  # the last passages may still wait for their slice
+        done = (part.done() and part.exception() is None for _, _, part in self.parts)
+        return sent == len(self.chunks) and all(done)
 
 
 class _Ahead:
@@ -182,8 +188,8 @@ class _Ahead:
 
     def _submit(self) -> None:
         self._last = self._pool.submit(self._embed, self._texts, self._rows)
-        for cut, start, _ in self._rows:
-            cut.parts.append((start, self._last))
+        for cut, start, count in self._rows:
+            cut.parts.append((start, count, self._last))
         self._texts, self._rows = [], []
 
     def _embed(self, texts: list[str], rows: list[tuple[_Cut, int, int]]) -> None:
@@ -213,19 +219,19 @@ class _Run:
         with closing(_Ahead(self.encoder)) as ahead:
             prepared: deque[_Cut | AddReport | None] = deque()
             for done, task in enumerate(tasks):
-                if self.cancel.is_set():
-                    return
+                if self.cancel.is_set() and not (prepared and isinstance(prepared[0], AddReport)):
+                    return  # after the reports of what has been stored
                 self._tell(done, len(tasks), task.name)
                 self._prepare_from(tasks, done, prepared, ahead)
-                found = prepared.popleft()
+                found = prepared[0]
                 if isinstance(found, _Cut):
                     if not self._wait(found, done, len(tasks)):
                         return
-                    status = self.store.put(found.document, found.chunks, found.vectors)
-                    found = AddReport(task.name, status, passages=len(found.chunks))
-                if found is not None:
+                    self._store(prepared)
+                report = prepared.popleft()
+                if isinstance(report, AddReport):
                     silent.discard(task.package)
-                    yield found
+                    yield report
         for package in sorted(silent):
             yield AddReport(package, "failed", error=f"{package}: nothing in it is documented")
         self._tell(len(tasks), len(tasks), "")
@@ -248,6 +254,18 @@ class _Run:
         first = prepared[0]
         if isinstance(first, _Cut):
             ahead.flush_for(first)
+
+    def _store(self, prepared: deque[_Cut | AddReport | None]) -> None:
+        """Store the documents whose vectors are there, in one transaction; their reports take their places."""
+        cuts: dict[int, _Cut] = {}
+        for at, one in enumerate(prepared):
+            if isinstance(one, _Cut):
+                if not one.is_embedded():
+                    break
+                cuts[at] = one
+        statuses = self.store.put_all([(cut.document, cut.chunks, cut.vectors) for cut in cuts.values()])
+        for (at, cut), status in zip(cuts.items(), statuses, strict=True):
+            prepared[at] = AddReport(cut.document.name, status, passages=len(cut.chunks))
 
     def _prepare(self, task: _Task) -> ParsedDocument | AddReport | None:
         """The document if it has to be stored, a report if not; None for an undocumented part of a package."""
@@ -272,7 +290,7 @@ class _Run:
 
     def _wait(self, cut: _Cut, done: int, total: int) -> bool:
         """Wait for the vectors of all passages; False when cancelled."""
-        for start, slice_ in cut.parts:
+        for start, _, slice_ in cut.parts:
             if self.cancel.is_set():
                 return False
             if start:

@@ -14,9 +14,9 @@ from document_files import make_docx, make_pdf
 from numpy.typing import NDArray
 
 from edge_sdk import ingest
-from edge_sdk.documents.chunk import embedding_text
-from edge_sdk.documents.parse import DEFAULT_LIMITS
-from edge_sdk.errors import EncoderMismatchError, EngineError, StoreFullError
+from edge_sdk.documents.chunk import chunk_document, embedding_text
+from edge_sdk.documents.parse import DEFAULT_LIMITS, parse_bytes
+from edge_sdk.errors import EncoderMismatchError, EngineError, StoreError, StoreFullError
 from edge_sdk.fakes import FakeEncoder
 from edge_sdk.ingest import add, document_name
 from edge_sdk.records import AddReport, Chunk, ParsedDocument
@@ -258,27 +258,41 @@ def test_passages_that_share_a_slice_keep_their_own_vectors(
 ) -> None:
     folder = small_documents(tmp_path / "mixed", 20)
     (folder / "0003.txt").write_text("Some words of a sentence that is not the only one. " * 10_000)
-    put, stored = store.put, 0
+    put_all, stored = store.put_all, 0
 
-    def checked(document: ParsedDocument, chunks: Sequence[Chunk], vectors: NDArray[np.float32]) -> str:
+    def checked(documents: Sequence[tuple[ParsedDocument, Sequence[Chunk], NDArray[np.float32]]]) -> object:
         nonlocal stored
-        texts = [embedding_text(chunk.heading, chunk.text) for chunk in chunks]
-        assert np.array_equal(vectors, FakeEncoder(32).encode(texts))
-        stored += len(texts)
-        return put(document, chunks, vectors)
+        for _, chunks, vectors in documents:
+            texts = [embedding_text(chunk.heading, chunk.text) for chunk in chunks]
+            assert np.array_equal(vectors, FakeEncoder(32).encode(texts))
+            stored += len(texts)
+        return put_all(documents)
 
-    monkeypatch.setattr(store, "put", checked)
+    monkeypatch.setattr(store, "put_all", checked)
     list(add(store, encoder, [folder]))
     assert stored > 2 * ingest.SLICE
 
 
-def test_nothing_is_stored_before_its_report_is_asked_for(
-    store: Store, encoder: CountingEncoder, tmp_path: Path
+def test_small_documents_are_stored_together_and_before_their_reports(
+    store: Store, encoder: CountingEncoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    reports = add(store, encoder, [small_documents(tmp_path / "small", 20)])
-    for number in range(20):
-        next(reports)
-        assert store.counts().documents == number + 1
+    put_all, calls = store.put_all, []
+    monkeypatch.setattr(store, "put_all", lambda documents: calls.append(len(documents)) or put_all(documents))
+    reports = add(store, encoder, [small_documents(tmp_path / "small", 200)])
+    assert store.counts().documents == 0
+    for report in reports:
+        assert store.content_hash(report.name) is not None
+    assert sum(calls) == 200
+    assert len(calls) < 100
+
+
+def test_documents_of_one_call_are_stored_all_or_not_at_all(store: Store, encoder: CountingEncoder) -> None:
+    store.use_encoder(encoder.fingerprint, encoder.dimension)
+    good = parse_bytes(b"A good one.", "good", suffix=".txt")
+    vectors = encoder.encode(["A good one."])
+    with pytest.raises(StoreError, match="unit length"):
+        store.put_all([(good, chunk_document(good), vectors), (good, chunk_document(good), 3 * vectors)])
+    assert store.counts().documents == 0
 
 
 def test_unchanged_documents_are_reported_one_by_one(
@@ -318,17 +332,18 @@ def test_vectors_that_are_not_one_for_each_passage_are_not_stored(
     assert store.counts().passages == 0
 
 
-def test_cancel_ends_before_the_next_document(store: Store, encoder: CountingEncoder, folder: Path) -> None:
+def test_cancel_ends_before_the_next_document(store: Store, encoder: CountingEncoder, tmp_path: Path) -> None:
+    folder = small_documents(tmp_path / "small", 4 * ingest.SLICE)
     cancel = Event()
     reports = []
     for report in add(store, encoder, [folder], cancel=cancel):
         reports.append(report)
         cancel.set()
-    assert [report.status for report in reports] == ["added"]
-    assert store.counts().documents == 1
+    assert {report.status for report in reports} == {"added"}
+    assert store.counts().documents == len(reports) < 4 * ingest.SLICE
     resumed = statuses(list(add(store, encoder, [folder])), folder)
-    assert list(resumed.values()).count("unchanged") == 1
-    assert list(resumed.values()).count("added") == 4
+    assert list(resumed.values()).count("unchanged") == len(reports)
+    assert list(resumed.values()).count("added") == 4 * ingest.SLICE - len(reports)
 
 
 def test_cancel_within_a_document_stores_nothing_of_it(store: Store, tmp_path: Path) -> None:
@@ -351,7 +366,6 @@ def test_a_run_that_is_dropped_has_stored_what_it_reported(
     run = add(store, encoder, [folder])
     first = next(run)
     assert store.content_hash(first.name) is not None
-    assert store.counts().documents == 1
 
 
 def test_errors_of_the_store_are_raised(
@@ -360,7 +374,7 @@ def test_errors_of_the_store_are_raised(
     def full(*_: object) -> str:
         raise StoreFullError("the disk is full")
 
-    monkeypatch.setattr(store, "put", full)
+    monkeypatch.setattr(store, "put_all", full)
     with pytest.raises(StoreFullError):
         list(add(store, encoder, [folder]))
 

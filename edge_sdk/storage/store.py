@@ -1,8 +1,8 @@
 """Documents, their passages, the full-text index and the vectors, in one SQLite file.
 
-One transaction a document, acknowledged when `put` returns: from then on neither a kill nor a power loss takes it
-back. Several processes may use one file, and several threads one `Store`: they take turns on its one connection.
-Knows nothing of parsing, of how text becomes vectors, or of ranking.
+A document is stored as a whole and acknowledged when `put` returns: from then on neither a kill nor a power loss
+takes it back. Several processes may use one file, and several threads one `Store`: they take turns on its one
+connection. Knows nothing of parsing, of how text becomes vectors, or of ranking.
 """
 
 from __future__ import annotations
@@ -141,23 +141,32 @@ class Store:
         after COMMIT: all of the document is there or, on any error, the store is as it was. Lone surrogates and
         NUL become U+FFFD.
         """
+        return self.put_all([(document, chunks, vectors)])[0]
+
+    def put_all(
+        self, documents: Sequence[tuple[ParsedDocument, Sequence[Chunk], NDArray[np.float32]]]
+    ) -> list[Literal["added", "updated"]]:
+        """Store several documents in one transaction, as `put` does one: all of them are there, or none.
+
+        Small documents cost mostly their COMMIT, in time and in what a memory card has to write.
+        """
         encoder = self._encoder
         if encoder is None:
             raise StoreError(f"no encoder was declared for {self.path}", hint="call use_encoder before put")
-        for chunk in chunks:
-            if chunk.text != document.text[chunk.start : chunk.end]:
-                raise ValueError(f"{document.name!r} has another text at {chunk.start} than its passage")
-        codes, scales = _quantised(vectors, len(chunks), encoder, document.name)
+        quantised = [_checked(*each, encoder) for each in documents]
+        statuses: list[Literal["added", "updated"]] = []
         with self._database.writing() as sql:
             self._require(sql, encoder)
             schema.set_encoder(sql, encoder)
-            known = schema.document_id(sql, document.name)
-            if known is not None:
-                schema.remove_passages(sql, known)
-            stored = schema.put_document(sql, document, len(chunks))
-            schema.insert_passages(sql, stored, chunks, codes, scales)
+            for (document, chunks, _), (codes, scales) in zip(documents, quantised, strict=True):
+                known = schema.document_id(sql, document.name)
+                if known is not None:
+                    schema.remove_passages(sql, known)
+                stored = schema.put_document(sql, document, len(chunks))
+                schema.insert_passages(sql, stored, chunks, codes, scales)
+                statuses.append("added" if known is None else "updated")
             schema.count_change(sql)
-        return "added" if known is None else "updated"
+        return statuses
 
     def delete(self, name: str) -> bool:
         """Remove a document with its passages; False when there is none of that name."""
@@ -312,6 +321,16 @@ class Store:
                 return list(schema.find_problems(sql, full_text=full_text))
         except StoreDamagedError as error:
             return [error.message]
+
+
+def _checked(
+    document: ParsedDocument, chunks: Sequence[Chunk], vectors: NDArray[np.float32], encoder: StoredEncoder
+) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+    """The vectors of a document as they are stored; refuses passages that are not parts of its text."""
+    for chunk in chunks:
+        if chunk.text != document.text[chunk.start : chunk.end]:
+            raise ValueError(f"{document.name!r} has another text at {chunk.start} than its passage")
+    return _quantised(vectors, len(chunks), encoder, document.name)
 
 
 def _quantised(
