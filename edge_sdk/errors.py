@@ -114,6 +114,13 @@ class DocumentError(EdgeError):
     """A document cannot be read, is too large, or holds no text."""
 
 
+# --- confidence -------------------------------------------------------------------------------------
+
+
+class CalibrationError(EdgeError):
+    """Calibration data, a calibration or its certificate cannot be used."""
+
+
 # --- remote -----------------------------------------------------------------------------------------
 
 
