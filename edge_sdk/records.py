@@ -111,6 +111,7 @@ class Passage:
     text: str
     start: int
     end: int
+    label: str = ""  # its own or its document's: "public", "private", or "" for neither
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +125,7 @@ class DocumentInfo:
     passages: int
     content_hash: str
     added_at: str  # UTC, ISO 8601
+    label: str = ""
 
 
 @dataclass(frozen=True, slots=True)

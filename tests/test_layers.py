@@ -36,7 +36,7 @@ PARTS = {
     " engine_onnx",
     "encoders": "embed bert_graph bert static_encoder encoders",
     "hub": "catalog partial archive download models",
-    "storage": "vectors database segments schema vector_reader store",
+    "storage": "vectors database segments version_3 schema vector_reader decisions store",
     "retrieval": "fulltext ranking retrieve",
     "bench": "engine | ingest | search text retrieve",
     "commands": "options answers distill documents measure models",

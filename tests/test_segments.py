@@ -16,7 +16,7 @@ from made_documents import WordEncoder, put
 from numpy.typing import NDArray
 
 from edge_sdk.errors import StoreDamagedError
-from edge_sdk.storage import schema, segments
+from edge_sdk.storage import schema, segments, version_3
 from edge_sdk.storage import store as store_module
 from edge_sdk.storage.store import Store
 from edge_sdk.storage.vectors import VectorIndex, quantize_rows
@@ -522,7 +522,55 @@ def test_a_migration_that_fails_leaves_version_1(tmp_path: Path, monkeypatch: py
 
 
 def test_a_published_step_is_never_edited() -> None:
-    published = [
-        hashlib.sha256("\n".join(step).encode()).hexdigest()[:16] for step in (schema._SCHEMA, segments.TABLES)
-    ]
-    assert published == ["15ef0bfb739cfc44", "89fbed63265eb6ee"]
+    steps = schema._SCHEMA, segments.TABLES, version_3.TABLES
+    published = [hashlib.sha256("\n".join(step).encode()).hexdigest()[:16] for step in steps]
+    assert published == ["15ef0bfb739cfc44", "89fbed63265eb6ee", "f62ee761411e1679"]
+
+
+# --- version 2 --------------------------------------------------------------------------------------
+
+
+def version_2(path: Path, texts: list[str]) -> None:
+    """A store as version 2 wrote it: one document of these passages."""
+    from sqlite_utils import Database
+
+    connection = sqlite3.connect(path, isolation_level=None)
+    schema._migrations().apply(Database(connection), stop_before="0003_routing")
+    connection.execute(f"PRAGMA application_id = {schema.APPLICATION_ID}")
+    connection.execute("PRAGMA user_version = 2")
+    facts = {"encoder": ENCODER.fingerprint, "dimension": "16"}
+    connection.executemany("INSERT INTO meta VALUES (?, ?)", facts.items())
+    connection.execute("INSERT INTO documents VALUES (1, 'a', '', 'text/plain', 'x', 9, ?, '')", (len(texts),))
+    for number, text in enumerate(texts):
+        passage = number + 1, 1, number, "", text, 0, len(text), hashlib.sha256(text.encode()).digest()
+        connection.execute("INSERT INTO passages VALUES (?, ?, ?, ?, ?, ?, ?, ?)", passage)
+    rows = segments.Rows(np.arange(1, len(texts) + 1), *quantize_rows(ENCODER.encode(texts)))
+    segments.append(connection, segments.in_service(connection), rows)
+    connection.execute("INSERT INTO passages_fts (passages_fts) VALUES ('rebuild')")
+    connection.close()
+
+
+def test_a_store_of_version_2_migrates_and_its_passages_have_no_label(tmp_path: Path) -> None:
+    path, texts = tmp_path / "store.db", [f"passage {number}" for number in range(11)]
+    version_2(path, texts)
+    with opened(path) as store:
+        assert ask(store, "PRAGMA user_version") == [(schema.VERSION,)]
+        assert [(passage.text, passage.label) for passage in store.passages(range(1, 12))] == [
+            (text, "") for text in texts
+        ]
+        assert len(store.vector_index()) == 11
+        assert store.set_label("a", "private")
+        assert {passage.label for passage in store.passages(range(1, 12))} == {"private"}
+        store.keep_decision("d", "{}", question="Who?", route="local")
+        assert store.decision("d") == "{}"
+        assert store.check() == []
+
+
+def test_stores_do_not_share_the_key_of_question_hashes(tmp_path: Path) -> None:
+    hashes = set()
+    for name in ("one.db", "two.db"):
+        version_2(tmp_path / name, ["passage"])
+        with opened(tmp_path / name) as store:
+            store.keep_decision("d", "{}", question="Who?")
+            hashes |= set(ask(store, "SELECT question_hash FROM decisions"))
+    assert len(hashes) == 2

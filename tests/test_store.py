@@ -25,7 +25,7 @@ from edge_sdk.errors import (
     StoreDamagedError,
     StoreError,
 )
-from edge_sdk.storage import database, schema, segments
+from edge_sdk.storage import database, decisions, schema, segments
 from edge_sdk.storage.store import Store
 
 ENCODER = WordEncoder()
@@ -170,6 +170,57 @@ def test_matches_are_counted_up_to_a_limit(store: Store) -> None:
     put(store, ENCODER, "a", "alpha beta", "alpha", "gamma")
     assert [store.count_text('"alpha"', limit) for limit in (0, 1, 2, 9)] == [0, 1, 2, 2]
     assert store.count_text('"alpha beta" OR "gamma"', 9) == 2
+
+
+# --- labels and decisions ---------------------------------------------------------------------------
+
+
+def labels(store: Store) -> dict[str, str]:
+    return {passage.document: passage.label for passage in store.passages(store.vector_index().ids.tolist())}
+
+
+def test_a_passage_has_the_label_of_its_document_unless_it_has_its_own(store: Store) -> None:
+    put(store, ENCODER, "a", "alpha")
+    put(store, ENCODER, "b", "beta")
+    assert store.set_label("a", "private") is True
+    assert store.set_label("missing", "private") is False
+    assert labels(store) == {"a": "private", "b": ""}
+    change(store, "UPDATE passages SET label = 'public' WHERE document_id = 1")
+    assert labels(store)["a"] == "public"
+    assert [info.label for info in store.documents()] == ["private", ""]
+    assert store.check() == []
+
+
+def test_an_update_keeps_the_label_until_another_is_given(store: Store) -> None:
+    store.use_label("private")
+    put(store, ENCODER, "a", "alpha")
+    store.use_label(None)
+    put(store, ENCODER, "a", "changed")
+    put(store, ENCODER, "new", "beta")
+    assert labels(store) == {"a": "private", "new": ""}
+    store.use_label("public")
+    put(store, ENCODER, "a", "changed again")
+    assert labels(store) == {"a": "public", "new": ""}
+
+
+def test_decisions_are_kept_without_the_question_and_the_oldest_are_dropped(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(decisions, "MOST", 3)
+    for number in range(5):
+        store.keep_decision(f"d{number}", f'{{"n": {number}}}', question="Where is the heirloom?", route="local")
+    store.keep_decision("d2", '{"n": 22}', question="Where is the heirloom?", route="remote")
+    assert [store.decision(f"d{number}") for number in range(5)] == [
+        None,
+        None,
+        '{"n": 22}',
+        '{"n": 3}',
+        '{"n": 4}',
+    ]
+    rows = raw(store).execute("SELECT question_hash, route FROM decisions ORDER BY rowid").fetchall()
+    assert len({hashed for hashed, _ in rows}) == 1
+    assert [route for _, route in rows] == ["local", "local", "remote"]
+    assert not any(b"heirloom" in path.read_bytes() for path in store.path.parent.iterdir())
 
 
 # --- the encoder ------------------------------------------------------------------------------------

@@ -17,13 +17,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..records import Chunk, ParsedDocument
-from . import segments
+from . import segments, version_3
 
 if TYPE_CHECKING:
     from sqlite_utils import Database, Migrations
 
 APPLICATION_ID = 0x45444745  # "EDGE", at offset 68 of the file
-VERSION = 2  # `user_version`; one higher with every migration
+VERSION = 3  # `user_version`; one higher with every migration
 
 _SCHEMA = (
     "CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID",
@@ -110,6 +110,11 @@ def _migrations() -> Migrations:
         _move_vectors(db.conn, "vectors", segments.in_service(db.conn), "dimension")
         _move_vectors(db.conn, "vectors_next", segments.gathering(db.conn), "next_dimension")
 
+    @migrations(name="0003_routing")
+    def routing(db: Database) -> None:
+        for statement in version_3.TABLES:
+            db.execute(statement)
+
     return migrations
 
 
@@ -130,14 +135,16 @@ def _move_vectors(sql: sqlite3.Connection, table: str, to: segments.VectorSet, d
 # --- documents --------------------------------------------------------------------------------------
 
 
-def put_document(sql: sqlite3.Connection, document: ParsedDocument, passages: int) -> int:
-    """Insert or update the row of a document; its id."""
+def put_document(sql: sqlite3.Connection, document: ParsedDocument, passages: int, label: str | None = None) -> int:
+    """Insert or update the row of a document; its id. Without a new label an updated one keeps the old."""
+    relabel = "" if label is None else ", label = excluded.label"
     row = sql.execute(
-        """INSERT INTO documents (name, title, media_type, content_hash, characters, passages, added_at)
-        VALUES (?, ?, ?, ?, ?, ?, ?)
+        f"""INSERT INTO documents (name, title, media_type, content_hash, characters, passages, added_at, label)
+        VALUES (?, ?, ?, ?, ?, ?, ?, ?)
         ON CONFLICT (name) DO UPDATE SET
             title = excluded.title, media_type = excluded.media_type, content_hash = excluded.content_hash,
             characters = excluded.characters, passages = excluded.passages, added_at = excluded.added_at
+            {relabel}
         RETURNING id""",
         (
             storable_name(document.name),
@@ -147,6 +154,7 @@ def put_document(sql: sqlite3.Connection, document: ParsedDocument, passages: in
             len(document.text),
             passages,
             datetime.now(UTC).isoformat(timespec="seconds"),
+            label or "",
         ),
     ).fetchone()
     return int(row[0])

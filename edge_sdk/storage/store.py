@@ -8,6 +8,7 @@ connection. Knows nothing of parsing, of how text becomes vectors, or of ranking
 from __future__ import annotations
 
 import sqlite3
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,7 @@ from numpy.typing import NDArray
 from ..documents.chunk import embedding_text
 from ..errors import EncoderMismatchError, StoreDamagedError, StoreError
 from ..records import Chunk, DocumentInfo, ParsedDocument, Passage
-from . import schema, segments
+from . import decisions, schema, segments
 from .database import Database, Schema, damaged
 from .schema import StoredEncoder
 from .vector_reader import VectorReader
@@ -35,7 +36,8 @@ _SCHEMA = Schema(schema.APPLICATION_ID, schema.VERSION, schema.migrate)
 _BM25 = "bm25(1.0, 2.0, 1.0)"
 _REINDEX_BATCH = 64  # passages a transaction: the most that a kill costs
 _PASSAGE = """
-    SELECT passages.id, name, title, heading, text, "start", "end", text_hash
+    SELECT passages.id, name, title, heading, text, "start", "end",
+        CASE passages.label WHEN '' THEN documents.label ELSE passages.label END, text_hash
     FROM passages JOIN documents ON documents.id = document_id WHERE passages.id = ?"""
 
 
@@ -57,6 +59,7 @@ class Store:
     def __init__(self, database: Database) -> None:
         self._database = database
         self._encoder: StoredEncoder | None = None
+        self._label: str | None = None
         self._index: tuple[str | None, VectorIndex] | None = None  # with the generation that it shows
         self._vectors = VectorReader()
 
@@ -162,7 +165,7 @@ class Store:
                 known = schema.document_id(sql, document.name)
                 if known is not None:
                     schema.remove_passages(sql, known)
-                stored = schema.put_document(sql, document, len(chunks))
+                stored = schema.put_document(sql, document, len(chunks), self._label)
                 schema.insert_passages(sql, stored, chunks, codes, scales)
                 statuses.append("added" if known is None else "updated")
             schema.count_change(sql)
@@ -178,6 +181,19 @@ class Store:
                 schema.count_change(sql)
         return known is not None
 
+    def use_label(self, label: str | None) -> None:
+        """Give this label to every document that is put from now on; None: new ones get "", others keep theirs."""
+        self._label = None if label is None else schema.storable(label)
+
+    def set_label(self, name: str, label: str) -> bool:
+        """Label a document, and so its passages; False when there is none of that name."""
+        with self._database.writing() as sql:
+            changed = sql.execute(
+                "UPDATE documents SET label = ? WHERE name = ?",
+                (schema.storable(label), schema.storable_name(name)),
+            )
+            return changed.rowcount > 0
+
     def content_hash(self, name: str) -> str | None:
         """The content hash of the stored version of a document; None when there is none."""
         with self._database.reading() as sql:
@@ -190,7 +206,7 @@ class Store:
         """Every document, by name."""
         with self._database.reading() as sql:
             rows = sql.execute(
-                """SELECT name, title, media_type, characters, passages, content_hash, added_at
+                """SELECT name, title, media_type, characters, passages, content_hash, added_at, label
                 FROM documents ORDER BY name"""
             )
             return [DocumentInfo(*row) for row in rows]
@@ -203,9 +219,9 @@ class Store:
         with self._database.reading() as sql:
             rows = [row for id in ids if (row := sql.execute(_PASSAGE, (int(id),)).fetchone()) is not None]
         for row in rows:
-            if schema.text_hash(str(row[4])) != row[7]:
+            if schema.text_hash(str(row[4])) != row[8]:
                 raise damaged(self.path, f"passage {row[0]} of {row[1]!r} does not match its checksum")
-        return [Passage(*row[:7]) for row in rows]
+        return [Passage(*row[:8]) for row in rows]
 
     def counts(self) -> StoreCounts:
         """How many documents and passages there are."""
@@ -253,6 +269,26 @@ class Store:
                 self._index = None  # where it has to be read anew, the old one's memory is free before
                 self._index = generation, self._vectors.index(sql, encoder.dimension if encoder else 0)
             return self._index[1]
+
+    # --- decisions ----------------------------------------------------------------------------------
+
+    @property
+    def database(self) -> Database:
+        """The file and its transactions, for what is kept beside the documents: ledger, outbox, learned answers."""
+        return self._database
+
+    def keep_decision(self, id: str, record: str, *, question: str = "", route: str = "") -> None:
+        """Keep the record (JSON) of how a question was routed; beyond 10,000 the oldest are dropped.
+
+        The question itself is not kept, only a hash of it under a key of this store.
+        """
+        with self._database.writing() as sql:
+            decisions.keep(sql, id, record, question=question, route=route, now=time.time())
+
+    def decision(self, id: str) -> str | None:
+        """The record that was kept under this id; None when there is none, or no longer."""
+        with self._database.reading() as sql:
+            return decisions.record_of(sql, id)
 
     # --- care ---------------------------------------------------------------------------------------
 
