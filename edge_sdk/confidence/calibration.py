@@ -1,0 +1,221 @@
+"""A calibration: for one set-up, how signals become a probability, and from which one on local answers are served.
+
+A file of JSON for each set-up and task under `$EDGE_HOME/calibrations`. It is read strictly, and one that was made
+for another model, prompt, sampler or retrieval is not used but named. Knows nothing of how it was fitted.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from math import isfinite
+from pathlib import Path
+from typing import Any, cast
+
+from ..errors import CalibrationError
+from .certificate import Certificate
+from .logistic import Estimate, Logistic, Steps, Term
+from .neighbours import Neighbours
+from .setup import Setup
+from .signals import STAGES, Stage
+
+VERSION = 1
+_HINT = "run `edge calibrate` again"
+
+
+@dataclass(frozen=True, slots=True)
+class Label:
+    """A calibration question that the models never saw: what they gave it, and who was right. For reports."""
+
+    probability: float
+    right: bool
+    remote_right: bool | None
+
+
+@dataclass(frozen=True, slots=True)
+class TaskScale:
+    """How a task's log-odds differ from those of all tasks: multiplied, then shifted; from `n` of its questions."""
+
+    slope: float
+    shift: float
+    n: int
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What was fitted for one set-up.
+
+    `models` holds one model a stage. Below `hand_off_before` (a probability) or `hand_off_window` (nats) an answer
+    is given up early; None: never. `certificate` holds the threshold of served answers, `held_out` the questions
+    that it was counted on.
+    """
+
+    setup: Setup
+    created: str
+    labels: str
+    n: int
+    models: Mapping[Stage, Logistic]
+    tasks: Mapping[str, TaskScale]
+    hand_off_before: float | None
+    hand_off_window: float | None
+    certificate: Certificate | None
+    held_out: tuple[Label, ...]
+    neighbours: Neighbours
+
+    def estimate(self, stage: Stage, signals: Mapping[str, float], task: str = "") -> Estimate:
+        """The probability that the local answer is right, as far as this stage can tell."""
+        estimate = self.models[stage].estimate(signals)
+        scale = self.tasks.get(task)
+        if scale is None:
+            return estimate
+        scaled = {name: scale.slope * part for name, part in estimate.contributions.items()}
+        return Estimate.of(scale.slope * estimate.intercept + scale.shift, scaled)
+
+    def serves(self, probability: float) -> bool:
+        """Whether an answer with this probability may be served; without a certificate nothing speaks against it."""
+        return self.certificate is None or self.certificate.serves(probability)
+
+    def with_certificate(self, certificate: Certificate | None) -> Calibration:
+        """The same calibration under another target."""
+        return replace(self, certificate=certificate)
+
+
+class Calibrations:
+    """The calibrations in a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def find(self, setup: Setup) -> tuple[Calibration | None, str]:
+        """The calibration for a set-up; else None, and in a sentence why there is none.
+
+        Raises `CalibrationError` for a file that is damaged.
+        """
+        path = self.path(setup)
+        if path.exists():
+            return load(path, setup), ""
+        others = [load(other) for other in sorted(self.folder.glob("*.json"))] if self.folder.is_dir() else []
+        if not others:
+            return None, "no calibration for this model and these documents; `edge calibrate` makes one"
+        closest = min(others, key=lambda each: len(each.setup.differences(setup)))
+        changed = ", ".join(closest.setup.differences(setup))
+        return None, f"the calibration of {closest.created} does not hold: {changed} changed; calibrate again"
+
+    def path(self, setup: Setup) -> Path:
+        """Where the calibration of a set-up is."""
+        return self.folder / f"{setup.fingerprint[:16]}.json"
+
+    def save(self, calibration: Calibration) -> Path:
+        """Write a calibration in place of an older one of the same set-up, whole or not at all."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        path = self.path(calibration.setup)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}")
+        try:
+            with temporary.open("w", encoding="utf-8") as file:
+                json.dump(_to_json(calibration), file, allow_nan=False)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        except OSError as error:
+            temporary.unlink(missing_ok=True)
+            raise CalibrationError(f"{path} cannot be written: {error.strerror}") from error
+        return path
+
+
+def load(path: Path, setup: Setup | None = None) -> Calibration:
+    """Read a calibration. Raises `CalibrationError` in one line when it is damaged, or not of `setup`."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        if values["version"] != VERSION:
+            raise ValueError(f"version {values['version']}")
+        calibration = _from_json(values)
+    except OSError as error:
+        raise CalibrationError(f"{path} cannot be read: {error.strerror}") from error
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError) as error:
+        reason = " ".join(str(error).split())[:100]
+        raise CalibrationError(
+            f"{path} is no calibration ({type(error).__name__}: {reason})", hint=_HINT
+        ) from error
+    if setup is not None and calibration.setup.fingerprint != setup.fingerprint:
+        changed = ", ".join(calibration.setup.differences(setup))
+        raise CalibrationError(f"{path} was made for another set-up ({changed})", hint=_HINT)
+    return calibration
+
+
+# --- the file ---------------------------------------------------------------------------------------
+
+
+def _to_json(it: Calibration) -> dict[str, Any]:
+    return {
+        "version": VERSION,
+        "setup": dict(it.setup.parts),
+        "created": it.created,
+        "labels": it.labels,
+        "n": it.n,
+        "models": {stage: _model_to_json(model) for stage, model in it.models.items()},
+        "tasks": {name: [scale.slope, scale.shift, scale.n] for name, scale in it.tasks.items()},
+        "hand_off_before": it.hand_off_before,
+        "hand_off_window": it.hand_off_window,
+        "certificate": None if it.certificate is None else json.loads(it.certificate.to_json()),
+        "held_out": [[each.probability, each.right, each.remote_right] for each in it.held_out],
+        "neighbours": it.neighbours.to_json(),
+    }
+
+
+def _from_json(values: Mapping[str, Any]) -> Calibration:
+    certificate = values["certificate"]
+    models = {stage: _model_from_json(values["models"][stage], stage) for stage in STAGES}
+    return Calibration(
+        setup=Setup({str(name): str(part) for name, part in values["setup"].items()}),
+        created=str(values["created"]),
+        labels=str(values["labels"]),
+        n=int(values["n"]),
+        models=models,
+        tasks={
+            str(name): TaskScale(_finite(slope), _finite(shift), int(n))
+            for name, (slope, shift, n) in values["tasks"].items()
+        },
+        hand_off_before=_finite_or_none(values["hand_off_before"]),
+        hand_off_window=_finite_or_none(values["hand_off_window"]),
+        certificate=None if certificate is None else Certificate.from_json(json.dumps(certificate)),
+        held_out=tuple(
+            Label(_finite(probability), bool(right), None if remote is None else bool(remote))
+            for probability, right, remote in values["held_out"]
+        ),
+        neighbours=Neighbours.from_json(values["neighbours"]),
+    )
+
+
+def _model_to_json(model: Logistic) -> dict[str, Any]:
+    terms = {name: [term.mean, term.deviation, term.weight] for name, term in model.terms.items()}
+    steps = None if model.steps is None else [list(model.steps.bounds), list(model.steps.values)]
+    return {"intercept": model.intercept, "terms": terms, "steps": steps}
+
+
+def _model_from_json(values: Mapping[str, Any], stage: Stage) -> Logistic:
+    terms = {}
+    for name, (mean, deviation, weight) in values["terms"].items():
+        if name not in STAGES[stage]:
+            raise ValueError(f"there is no signal {name!r} at the stage {stage!r}")
+        if _finite(deviation) <= 0:
+            raise ValueError(f"the deviation of {name!r} is {deviation}")
+        terms[cast(str, name)] = Term(_finite(mean), _finite(deviation), _finite(weight))
+    steps = None
+    if values["steps"] is not None:
+        bounds, heights = ([_finite(each) for each in part] for part in values["steps"])
+        if not bounds or len(bounds) != len(heights) or sorted(bounds) != bounds or sorted(heights) != heights:
+            raise ValueError("the steps do not rise")
+        steps = Steps(tuple(bounds), tuple(heights))
+    return Logistic(_finite(values["intercept"]), terms, steps)
+
+
+def _finite(value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not isfinite(value):
+        raise ValueError(f"{str(value)[:40]!r} is no finite number")
+    return float(value)
+
+
+def _finite_or_none(value: object) -> float | None:
+    return None if value is None else _finite(value)
