@@ -20,6 +20,7 @@ ROWS = (
     "citations engines encoders hub",
     "storage fakes",
     "retrieval ingest",
+    "confidence",
     "route loading doctor",
     "edge",
     "bench",
@@ -38,6 +39,7 @@ PARTS = {
     "hub": "catalog partial archive download models",
     "storage": "vectors database segments version_3 schema vector_reader decisions store",
     "retrieval": "fulltext ranking retrieve",
+    "confidence": "binomial certificate risk",
     "bench": "engine | ingest | search text retrieve",
     "commands": "options answers distill documents measure models",
 }
