@@ -32,14 +32,14 @@ PARTS = {
     "documents": "plain_text outline chunk parse_markdown parse_html parse_pdf parse_docx parse_worker parse"
     " python_definitions python_modules python_worker python_source",
     "model_files": "gguf_header | transformers_config | tokenizer | onnx_session onnx_graph",
-    "fallback": "sse completions exchange remote",
+    "fallback": "sse completions exchange endpoint remote",
     "engines": "engine sampling json_schema gbnf template_sandbox chat_template native_thread llama engine_gguf"
     " engine_onnx",
     "encoders": "embed bert_graph bert static_encoder encoders",
     "hub": "catalog partial archive download models",
     "storage": "vectors database segments version_3 schema vector_reader decisions store",
     "retrieval": "fulltext ranking retrieve",
-    "confidence": "binomial certificate risk",
+    "confidence": "binomial certificate risk signals setup logistic neighbours calibration",
     "bench": "engine | ingest | search text retrieve",
     "commands": "options answers distill documents measure models",
 }
