@@ -146,3 +146,22 @@ class RemoteRejectedError(RemoteError):
 
 class RemoteProtocolError(RemoteError):
     """The reply is not what an OpenAI-compatible server sends, or it ended early."""
+
+
+class RemotePausedError(RemoteError):
+    """The remote failed again and again, or asked for a pause: it was left alone, nothing was sent."""
+
+    def __init__(self, message: str, *, seconds: float, hint: str = "") -> None:
+        self.seconds = seconds  # until it is asked again
+        super().__init__(message, hint=hint)
+
+
+class BudgetError(RemoteError):
+    """A call could cost more than the budget has left, or cannot be written down: nothing was sent."""
+
+
+# --- privacy ----------------------------------------------------------------------------------------
+
+
+class PrivacyError(EdgeError):
+    """What was to leave the device could not be checked, so it stays."""

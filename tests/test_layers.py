@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[1]
 ROWS = (
     "errors records",
     "config device conversation kernel_faces",
-    "documents model_files prompt fallback",
+    "documents model_files prompt fallback privacy",
     "citations engines encoders hub",
     "storage fakes",
     "retrieval ingest",
@@ -40,8 +40,9 @@ PARTS = {
     "storage": "vectors database segments version_3 schema vector_reader decisions store",
     "retrieval": "fulltext ranking retrieve",
     "confidence": "binomial certificate risk signals setup logistic neighbours calibration",
+    "privacy": "checksums patterns views detectors presidio pseudonyms gate canaries",
     "bench": "engine | ingest | search text retrieve",
-    "commands": "options answers distill documents measure models",
+    "commands": "options answers distill documents measure models privacy",
 }
 
 # Every third-party package and the modules that may import it. Small and everywhere: numpy.
@@ -58,6 +59,7 @@ OWNERS = {
     "markdown_it": "documents.parse_markdown",
     "numpy": "* kernels.* quantize.*",
     "onnxruntime": "model_files.onnx_session",
+    "presidio_analyzer": "privacy.presidio",
     "psutil": "bench.*",
     "pypdf": "documents.parse_pdf",
     "rich": "commands.* cli",

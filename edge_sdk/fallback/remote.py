@@ -6,23 +6,30 @@ it sends exactly the messages it is given, and `preview` shows the same bytes be
 
 from __future__ import annotations
 
-import ipaddress
-import os
 import re
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from http import HTTPStatus
-from pathlib import Path
 from threading import Event
 from typing import TYPE_CHECKING, Protocol
-from urllib.parse import urlsplit
 
 from ..config import Settings
-from ..errors import ConfigError, EdgeError, OfflineError, RemoteError, RemoteProtocolError, RemoteRejectedError
+from ..errors import (
+    BudgetError,
+    ConfigError,
+    EdgeError,
+    OfflineError,
+    RemoteError,
+    RemotePausedError,
+    RemoteProtocolError,
+    RemoteRejectedError,
+    RemoteUnreachableError,
+)
 from ..records import Message, RemoteReply
 from .completions import ReplyReader, one_line, request_body, server_words
+from .endpoint import endpoint, read_key
 from .exchange import Cancelled, Exchange, Head, Limits
 
 if TYPE_CHECKING:
@@ -74,13 +81,31 @@ class Remote(Protocol):
     def model(self) -> str:
         """The model's name as the server knows it."""
 
+    @property
+    def url(self) -> str:
+        """The full address that requests go to."""
+
+    @property
+    def deadline(self) -> float:
+        """Seconds after which a request has ended in any case."""
+
+    def preview(self, messages: Sequence[Message], *, max_tokens: int, temperature: float = 0.0) -> bytes:
+        """The body that `complete` would send for the same arguments, byte for byte; opens nothing."""
+
     def complete(
-        self, messages: Sequence[Message], *, max_tokens: int, temperature: float = 0.0, cancel: Event | None = None
+        self,
+        messages: Sequence[Message],
+        *,
+        max_tokens: int,
+        temperature: float = 0.0,
+        cancel: Event | None = None,
+        idempotency_key: str | None = None,
     ) -> RemoteStream:
         """Prepare one request; it is sent when the stream is first iterated, and never a second time.
 
-        Setting `cancel` hangs up and ends the stream with the finish reason "cancelled". Raises a
-        `RemoteError` while iterating; text that came before it is part of an answer, not an answer.
+        Setting `cancel` hangs up and ends the stream with the finish reason "cancelled". Servers that know the
+        header `Idempotency-Key` bill two requests with the same key once. Raises a `RemoteError` while
+        iterating; text that came before it is part of an answer, not an answer.
         """
 
 
@@ -128,6 +153,11 @@ class OpenAIRemote:
         """The full address that requests go to."""
         return self._url
 
+    @property
+    def deadline(self) -> float:
+        """Seconds after which a request has ended in any case."""
+        return self._limits.total
+
     def preview(self, messages: Sequence[Message], *, max_tokens: int, temperature: float = 0.0) -> bytes:
         """The body that `complete` would send for the same arguments, byte for byte; opens nothing."""
         return request_body(
@@ -139,19 +169,28 @@ class OpenAIRemote:
         )
 
     def complete(
-        self, messages: Sequence[Message], *, max_tokens: int, temperature: float = 0.0, cancel: Event | None = None
+        self,
+        messages: Sequence[Message],
+        *,
+        max_tokens: int,
+        temperature: float = 0.0,
+        cancel: Event | None = None,
+        idempotency_key: str | None = None,
     ) -> RemoteStream:
         """See `Remote.complete`. Raises `OfflineError` and `ConfigError` (the key) here, before any socket."""
         if self._offline:
             raise OfflineError(f"the remote {self._model!r} was not asked: offline", hint="unset EDGE_OFFLINE")
         body = self.preview(messages, max_tokens=max_tokens, temperature=temperature)
-        return RemoteStream(self._run(body, self._key() if self._key else None, cancel))
+        key = self._key() if self._key else None
+        return RemoteStream(self._run(body, key, _headers(key, idempotency_key), cancel))
 
-    def _run(self, body: bytes, key: str | None, cancel: Event | None) -> Generator[str, None, RemoteReply]:
+    def _run(
+        self, body: bytes, key: str | None, headers: Mapping[str, str], cancel: Event | None
+    ) -> Generator[str, None, RemoteReply]:
         began, text = time.monotonic(), ""
         exchange = Exchange(
             self._url,
-            _headers(key),
+            headers,
             body,
             self._limits,
             transport=self._transport,
@@ -184,57 +223,18 @@ class OpenAIRemote:
         )
 
 
-def endpoint(url: str) -> str:
-    """The full address for `url`; raises `ConfigError` for one that must not be used.
+def may_be_billed(error: BaseException) -> bool:
+    """Whether the server may have worked on a request that ended so; False only where that is ruled out.
 
-    >>> endpoint("http://127.0.0.1:8080")
-    'http://127.0.0.1:8080/v1/chat/completions'
-    >>> endpoint("https://host.example/api/v1/")
-    'https://host.example/api/v1/chat/completions'
-    >>> endpoint("https://host.example/v1beta/openai/chat/completions")
-    'https://host.example/v1beta/openai/chat/completions'
+    An error status below 500, and 503, says that it refused to; any other end leaves it open.
+
+    >>> may_be_billed(RemoteUnreachableError("no route")), may_be_billed(RemoteProtocolError("cut off"))
+    (False, True)
     """
-    try:
-        parts = urlsplit(url.strip())
-        host, port = (parts.hostname or "").lower(), parts.port
-    except ValueError:
-        raise ConfigError("the remote's URL cannot be read", hint="use https://HOST/v1") from None
-    if "@" in parts.netloc or "%" in host or parts.query or parts.fragment:  # what may be a secret is not repeated
-        raise ConfigError(
-            f"the remote's URL (host {host!r}) holds more than scheme, host and path",
-            hint="the key goes into EDGE_REMOTE_KEY or a key file",
-        )
-    address = _address(host)
-    if parts.scheme not in ("http", "https") or not (
-        address or re.fullmatch(r"[a-z0-9]([a-z0-9.-]*[a-z0-9])?", host)
-    ):
-        raise ConfigError(f"the remote's URL {url!r} has no usable scheme and host", hint="use https://HOST/v1")
-    if parts.scheme == "http" and host != "localhost" and not (address and address.is_loopback):
-        raise ConfigError(f"the remote {url!r} would be asked without encryption", hint="use https://")
-    path = parts.path.rstrip("/")
-    if re.search(r"[^\w.~/-]", path, re.ASCII):
-        raise ConfigError(f"the remote's URL {url!r} has a path that cannot be used", hint="use https://HOST/v1")
-    if not path.endswith("/chat/completions"):
-        path += "/chat/completions" if path.endswith("/v1") else "/v1/chat/completions"
-    name = f"[{host}]" if isinstance(address, ipaddress.IPv6Address) else host
-    return f"{parts.scheme}://{name}{'' if port is None else f':{port}'}{path}"
-
-
-def read_key(settings: Settings) -> str | None:
-    """The key: the first line of a key file given as a flag, else `EDGE_REMOTE_KEY`, else of the key file.
-
-    Raises `ConfigError`, without the key, for one that no header can carry.
-    """
-    path, flag = settings.remote_key_file, settings.sources.get("remote_key_file") == "flag"
-    value = os.environ.get("EDGE_REMOTE_KEY", "").strip()
-    source = "EDGE_REMOTE_KEY"
-    if path and (flag or not value):
-        value, source = _first_line(path), str(path)
-    if not value:
-        return None
-    if not re.fullmatch(r"[!#-\[\]-~]{1,4096}", value):  # printable, no space, and JSON spells it as it is
-        raise ConfigError(f"the key in {source} is not one word of plain characters")
-    return value
+    if isinstance(error, RemoteRejectedError):
+        return error.status >= 500 and error.status != 503
+    unsent = RemoteUnreachableError | RemotePausedError | BudgetError | OfflineError | ConfigError
+    return not isinstance(error, unsent)
 
 
 def remote_from_settings(settings: Settings) -> OpenAIRemote | None:
@@ -251,7 +251,7 @@ def remote_from_settings(settings: Settings) -> OpenAIRemote | None:
 class FakeRemote:
     """A remote for tests: each call takes the next of `replies`, pieces of text or an error to raise.
 
-    `requests` keeps the messages of every call.
+    `requests` keeps the messages of every call, `keys` the idempotency keys.
 
     >>> remote = FakeRemote(["Par", "is"], RemoteError("no luck"))
     >>> stream = remote.complete([Message("user", "Capital of France?")], max_tokens=9)
@@ -262,17 +262,39 @@ class FakeRemote:
     def __init__(self, *replies: Sequence[str] | EdgeError, model: str = "fake-remote") -> None:
         self._replies, self._model = iter(replies), model
         self.requests: list[tuple[Message, ...]] = []
+        self.keys: list[str | None] = []
 
     @property
     def model(self) -> str:
         """The name given to it."""
         return self._model
 
+    @property
+    def url(self) -> str:
+        """No address: nothing is opened."""
+        return "fake:"
+
+    @property
+    def deadline(self) -> float:
+        """It answers at once."""
+        return 1.0
+
+    def preview(self, messages: Sequence[Message], *, max_tokens: int, temperature: float = 0.0) -> bytes:
+        """See `Remote.preview`."""
+        return request_body(self._model, messages, max_tokens=max_tokens, temperature=temperature)
+
     def complete(
-        self, messages: Sequence[Message], *, max_tokens: int, temperature: float = 0.0, cancel: Event | None = None
+        self,
+        messages: Sequence[Message],
+        *,
+        max_tokens: int,
+        temperature: float = 0.0,
+        cancel: Event | None = None,
+        idempotency_key: str | None = None,
     ) -> RemoteStream:
         """See `Remote.complete`; `max_tokens` counts pieces."""
         self.requests.append(tuple(messages))
+        self.keys.append(idempotency_key)
         return RemoteStream(self._run(next(self._replies), max_tokens, cancel))
 
     def _run(
@@ -290,7 +312,7 @@ class FakeRemote:
         return RemoteReply(text, self._model, reason, None, None, 0.0)
 
 
-def _headers(key: str | None) -> dict[str, str]:
+def _headers(key: str | None, idempotency_key: str | None) -> dict[str, str]:
     headers = {
         "Content-Type": "application/json",
         "Accept": "text/event-stream, application/json",
@@ -298,6 +320,8 @@ def _headers(key: str | None) -> dict[str, str]:
         "User-Agent": "edge-sdk",
         "Connection": "close",
     }
+    if idempotency_key:
+        headers["Idempotency-Key"] = idempotency_key
     return headers | {"Authorization": f"Bearer {key}"} if key else headers
 
 
@@ -357,23 +381,6 @@ def _retry_after(value: str) -> float | None:
         return None
     when = when if when.tzinfo else when.replace(tzinfo=UTC)
     return max(0.0, (when - datetime.now(UTC)).total_seconds())
-
-
-def _address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
-    try:
-        return ipaddress.ip_address(host)
-    except ValueError:
-        return None
-
-
-def _first_line(path: Path) -> str:
-    try:
-        with path.open(encoding="utf-8") as file:
-            return file.readline(8192).strip()
-    except OSError as error:
-        raise ConfigError(f"the key file {path} cannot be read: {error.strerror}") from error
-    except UnicodeDecodeError:
-        raise ConfigError(f"the key file {path} is not text") from None  # the decode error holds the bytes
 
 
 def _milliseconds(began: float) -> float:
