@@ -23,6 +23,8 @@ COMMANDS = {
     "learned export": ("commands.learned", "write the accepted ones as a distillation set"),
     "reindex": ("commands.documents", "embed every passage again after a change of encoder"),
     "doctor": ("commands.models", "say what this machine has and what is wrong with the set-up"),
+    "privacy preview": ("commands.privacy", "print the request that would carry a question to the remote"),
+    "privacy test": ("commands.privacy", "plant made-up secrets and look for them in what would leave"),
     "distill static": ("commands.distill", "make an encoder without a transformer, for the smallest devices"),
     "bench engine": ("commands.measure", "measure prefill and decode beside a bare loop and llama_cpp.Llama"),
     "bench search": ("commands.measure", "measure vector search beside numpy, faiss, usearch and sqlite-vec"),

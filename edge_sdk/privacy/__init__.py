@@ -1,0 +1,1 @@
+"""What may leave the device: detectors, reversible pseudonyms and the gate that every remote call passes."""
