@@ -6,40 +6,45 @@ engine, remote), so that tests use fakes and apps can bring their own; `Edge.ope
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
+from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
 from threading import Event as Flag
 from types import TracebackType
 from typing import TYPE_CHECKING
+from uuid import uuid4
 
-from .citations import CitedText, is_refusal, resolve_citations
 from .config import Settings, load_settings
 from .conversation import Conversation
-from .errors import EdgeError, OfflineError, RemoteError
-from .prompt import NOT_FOUND, Prompt, Reading, Style, build_prompt
+from .drafting import Draft, Drafter, Manner
+from .errors import CalibrationError, EdgeError, OfflineError, RemoteError, StoreError
+from .judge import Judge
+from .prompt import NOT_FOUND, Reading, Style
 from .records import (
     AddReport,
     Answer,
     Event,
-    GenerateOptions,
     Hit,
     Message,
     Timings,
     TokenCounts,
 )
-from .route import Policy, decide_after, decide_before
+from .route import Policy, decide_before
 
 if TYPE_CHECKING:
+    from .confidence.calibration import Calibration, Calibrations
+    from .confidence.setup import Setup
     from .encoders.embed import Encoder
     from .engines.engine import Engine
     from .fallback.remote import Remote
     from .ingest import Progress
     from .storage.store import Store
 
-_UNCALIBRATED = "probability unknown: no calibration for this model and these documents"
+_UNCALIBRATED = "there is no calibration; `edge calibrate` makes one"
 _REMOTE_SYSTEM = "Answer the question briefly and truthfully. If you do not know, say so."
 
 
@@ -59,11 +64,16 @@ class Edge:
         *,
         remote: Remote | None = None,
         policy: Policy | None = None,
+        calibrations: Calibrations | None = None,
     ) -> None:
-        """`engine` gives the loaded model and how it reads documents best."""
+        """`engine` gives the loaded model and how it reads documents best; without `calibrations` no answer has a
+        probability.
+        """
         self.store = store
         self.remote = remote
         self.policy = policy or Policy()
+        self.calibrations = calibrations
+        self._calibrated: dict[str, tuple[Calibration | None, str]] = {}  # by the set-up's fingerprint
         self._open_encoder, self._open_engine = encoder, engine
 
     @classmethod
@@ -80,6 +90,7 @@ class Edge:
         `flags` are fields of `Settings` (`model="qwen"`, `offline=True`). Raises `EdgeError` with the next
         step when a model is missing, the store was made with another encoder, and so on.
         """
+        from .confidence.calibration import Calibrations
         from .fallback.remote import remote_from_settings
         from .loading import load_encoder, load_engine, open_store
 
@@ -90,6 +101,7 @@ class Edge:
             lambda: load_engine(settings),
             remote=remote_from_settings(settings),
             policy=policy,
+            calibrations=Calibrations(settings.home / "calibrations"),
         )
 
     @cached_property
@@ -98,13 +110,13 @@ class Edge:
         return self._open_encoder()
 
     @cached_property
-    def _engine_and_reading(self) -> tuple[Engine, Reading]:
-        return self._open_engine()
+    def _drafter(self) -> Drafter:
+        return Drafter(*self._open_engine())
 
     @property
     def engine(self) -> Engine:
         """The language model, loaded on first use."""
-        return self._engine_and_reading[0]
+        return self._drafter.engine
 
     def add(
         self, sources: Iterable[str | Path], *, progress: Progress | None = None, cancel: Flag | None = None
@@ -140,10 +152,11 @@ class Edge:
         k: int = 8,
         conversation: Conversation | None = None,
         cancel: Flag | None = None,
+        task: str = "",
     ) -> Answer:
         """Answer a question from the documents; see `stream` for the steps."""
         for event in self.stream(
-            question, style=style, max_tokens=max_tokens, k=k, conversation=conversation, cancel=cancel
+            question, style=style, max_tokens=max_tokens, k=k, conversation=conversation, cancel=cancel, task=task
         ):
             if event.answer is not None:
                 return event.answer
@@ -158,64 +171,54 @@ class Edge:
         k: int = 8,
         conversation: Conversation | None = None,
         cancel: Flag | None = None,
+        task: str = "",
+        hold: int | None = 0,
     ) -> Iterator[Event]:
         """Yield the steps of an answer: `retrieved`, `provisional` pieces, perhaps `handoff`, then `final`.
 
-        Setting `cancel` ends the generation at the next token; the `final` answer then holds what there was.
+        Pieces of the local answer come at once; with `hold` only from that token on, when a hopeless answer has
+        mostly been given up, and with None not before the decision on the whole. `task` names the kind of question
+        for a calibration that knows several. Setting `cancel` ends the generation at the next token; the `final`
+        answer then holds what there was.
         """
         started = time.perf_counter()
         hits, query, note = self._retrieve(question, k, conversation)
         timings = Timings(retrieve_ms=_since(started))
         yield Event("retrieved", hits=tuple(hits))
 
-        decision = decide_before(query, hits, self.policy)
-        if decision.route == "local":
-            prompt, notices = self._prompt(question, hits, style, max_tokens, conversation)
-            yield from (Event("notice", text) for text in notices)
-            options = GenerateOptions(max_tokens=max_tokens)
-            generation = self.engine.generate(prompt.text, options, cancel)
-            pieces: list[str] = []
+        judge = self._judge(query, hits, style, k, task)
+        draft = Draft()
+        if judge.decision.route == "local":
+            manner = Manner(style, max_tokens, conversation, cancel, hold)
+            draft = yield from self._drafter.draft(question, hits, judge, manner)
+            timings = replace(timings, prefill_ms=draft.prefill_ms, decode_ms=draft.decode_ms)
+        answer = self._abstain(judge.decision.reasons, draft.tokens)
+        if judge.decision.route == "local":
+            answer = self._local(judge, draft)
+        elif judge.decision.route == "remote" and self.remote is not None:
+            yield Event("handoff", judge.decision.reasons[-1])
             try:
-                for token in generation:
-                    if token.text:
-                        pieces.append(token.text)
-                        yield Event("provisional", token.text)
-            finally:
-                generation.close()
-            end = generation.result
-            timings = replace(timings, prefill_ms=end.prefill_ms, decode_ms=end.decode_ms)
-            tokens = TokenCounts(end.prompt_tokens, end.cached_tokens, end.completion_tokens)
-            raw = "".join(pieces).strip()
-            cited = resolve_citations(raw, prompt.passages)
-            cancelled = end.finish_reason == "cancelled"
-            decision = decision if cancelled else decide_after(decision, is_refusal(cited.text), self.policy)
-            if decision.route == "local":
-                if conversation is not None and not cancelled:
-                    conversation.append(question, prompt.messages[-1], raw)
-                reasons = (*note, *decision.reasons, *_local_reasons(prompt, cited, end.finish_reason))
-                yield Event("final", answer=self._local(cited, reasons, timings, tokens, hits))
-                return
-        else:
-            tokens = TokenCounts()
-
-        if decision.route == "remote" and self.remote is not None:
-            yield Event("handoff", decision.reasons[-1])
-            try:
-                answer = yield from self._ask_remote(self.remote, question, cancel)
+                reply = yield from self._ask_remote(self.remote, question, cancel)
             except (RemoteError, OfflineError) as error:
-                decision = replace(
-                    decision, route="abstain", reasons=(*decision.reasons, f"remote failed: {error}")
-                )
+                failed = f"remote failed: {error}"
+                answer = self._abstain((*judge.decision.reasons, failed), draft.tokens)
+                if draft.usable:
+                    answer = self._local(judge, draft, failed, "so this is the local answer, unsure as it is")
             else:
-                reasons = (*note, *decision.reasons, *answer.reasons)
-                timings = replace(timings, remote_ms=answer.timings.remote_ms)
-                yield Event("final", answer=replace(answer, reasons=reasons, timings=timings, hits=tuple(hits)))
-                return
-        yield Event("final", answer=self._abstain((*note, *decision.reasons), timings, tokens, hits))
+                timings = replace(timings, remote_ms=reply.timings.remote_ms)
+                answer = replace(reply, reasons=(*judge.decision.reasons, *reply.reasons))
+        answer = replace(
+            answer,
+            reasons=(*note, *answer.reasons),
+            timings=timings,
+            hits=tuple(hits),
+            explanation=judge.explanation,
+        )
+        yield Event("final", answer=self._kept(answer, question))
 
     def close(self) -> None:
         """Free the model and close the store."""
-        if "_engine_and_reading" in self.__dict__:
+        if "_drafter" in self.__dict__:
             self.engine.close()
         self.store.close()
 
@@ -245,31 +248,47 @@ class Edge:
                 return more, together, ("searched together with the question before",)
         return hits, question, ()
 
-    def _prompt(
-        self, question: str, hits: list[Hit], style: Style, max_tokens: int, conversation: Conversation | None
-    ) -> tuple[Prompt, list[str]]:
-        """The prompt of this turn; turns for which the context has no room are dropped, oldest first, and named."""
-        engine, reading = self._engine_and_reading
-        room = engine.context - max_tokens
-        notices: list[str] = []
-        while True:
-            history = conversation.messages if conversation is not None else ()
-            past = engine.count(engine.render(history)) if history else 0
-            if past + reading.prompt_tokens <= room or conversation is None or not conversation.drop_oldest():
-                break
-            notices = [f"the conversation is longer than {room} tokens; the oldest turns were left out"]
-        prompt = build_prompt(
-            question,
-            hits,
-            render=engine.render,
-            count=engine.count,
-            budget=min(room, past + reading.prompt_tokens),
-            limit=room,
-            style=style,
-            numbered=reading.numbered,
-            history=history,
-        )
-        return prompt, notices
+    def _judge(self, query: str, hits: list[Hit], style: Style, k: int, task: str) -> Judge:
+        """What follows the question; a calibration is looked for only where there may be one."""
+        calibration, note = self._calibration(style, k) if hits else (None, "no passage was found")
+        vector = self.encoder.encode([query])[0] if calibration is not None else None
+        return Judge(query, hits, self.policy, calibration=calibration, note=note, vector=vector, task=task)
+
+    def setup(self, style: Style = "full", k: int = 8) -> Setup:
+        """What a calibration of answers in this style, from `k` passages, is filed under. Loads both models."""
+        from .retrieval.retrieve import RANKING
+
+        return self._drafter.setup(f"{RANKING}, {k} passages, encoder {self.encoder.fingerprint[:16]}", style)
+
+    def _calibration(self, style: Style, k: int) -> tuple[Calibration | None, str]:
+        if self.calibrations is None or self.calibrations.is_empty():
+            return None, _UNCALIBRATED
+        try:
+            setup = self.setup(style, k)
+            if setup.fingerprint not in self._calibrated:
+                self._calibrated[setup.fingerprint] = self.calibrations.find(setup)
+            return self._calibrated[setup.fingerprint]
+        except CalibrationError as error:
+            return None, str(error)
+
+    def _kept(self, answer: Answer, question: str) -> Answer:
+        """The answer with an id under which the store has the decision; that it could not be kept is a reason."""
+        answer = replace(answer, id=uuid4().hex[:12])
+        record = {
+            "id": answer.id,
+            "date": datetime.now(UTC).isoformat(timespec="seconds"),
+            "route": answer.route,
+            "model": answer.model,
+            "probability": answer.probability,
+            "reasons": answer.reasons,
+            "left_device": dict(answer.left_device),
+            "explanation": None if answer.explanation is None else asdict(answer.explanation),
+        }
+        try:
+            self.store.keep_decision(answer.id, json.dumps(record), question=question, route=answer.route)
+        except StoreError as error:
+            return replace(answer, id="", reasons=(*answer.reasons, f"the decision was not kept: {error}"))
+        return answer
 
     def _ask_remote(self, remote: Remote, question: str, cancel: Flag | None) -> Generator[Event, None, Answer]:
         """Send the question, and nothing from the documents."""
@@ -293,47 +312,32 @@ class Edge:
             left_device={"question": len(question)},
         )
 
-    def _local(
-        self, cited: CitedText, reasons: tuple[str, ...], timings: Timings, tokens: TokenCounts, hits: list[Hit]
-    ) -> Answer:
+    def _local(self, judge: Judge, draft: Draft, *more: str) -> Answer:
+        why = judge.explanation
+        unknown = () if why.probability is not None else (f"probability unknown: {why.note}",)
         return Answer(
-            text=cited.text,
-            citations=cited.citations,
-            probability=None,
+            text=draft.cited.text,
+            citations=draft.cited.citations,
+            probability=why.probability,
             route="local",
-            reasons=(*reasons, _UNCALIBRATED),
-            timings=timings,
-            tokens=tokens,
+            reasons=(*judge.decision.reasons, *draft.reasons, *more, *unknown),
+            timings=Timings(),
+            tokens=draft.tokens,
             model=self.engine.name,
-            hits=tuple(hits),
-            dropped_citations=cited.dropped,
+            dropped_citations=draft.cited.dropped,
         )
 
-    def _abstain(self, reasons: tuple[str, ...], timings: Timings, tokens: TokenCounts, hits: list[Hit]) -> Answer:
+    def _abstain(self, reasons: tuple[str, ...], tokens: TokenCounts) -> Answer:
         return Answer(
             text=NOT_FOUND,
             citations=(),
             probability=None,
             route="abstain",
             reasons=reasons,
-            timings=timings,
+            timings=Timings(),
             tokens=tokens,
             model="",
-            hits=tuple(hits),
         )
-
-
-def _local_reasons(prompt: Prompt, cited: CitedText, finish_reason: str) -> tuple[str, ...]:
-    reasons = [f"read {len(prompt.passages)} passages in {prompt.tokens} prompt tokens"]
-    if finish_reason == "length":
-        reasons.append("cut at the token limit")
-    if finish_reason == "cancelled":
-        reasons.append("cancelled")
-    if cited.dropped:
-        reasons.append(f"{cited.dropped} citations pointed at no passage and were dropped")
-    if not cited.citations:
-        reasons.append("no sentence of the passages holds the answer's words")
-    return tuple(reasons)
 
 
 def _since(started: float) -> float:

@@ -98,6 +98,11 @@ class FakeEngine:
         return self._name
 
     @property
+    def fingerprint(self) -> str:
+        """Depends on the name alone."""
+        return hashlib.sha256(f"fake engine 1: {self._name}".encode()).hexdigest()
+
+    @property
     def context(self) -> int:
         """Tokens that prompt and answer may take together."""
         return self._context

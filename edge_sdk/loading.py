@@ -49,13 +49,21 @@ def load_engine(settings: Settings) -> tuple[Engine, Reading]:
         from .engines.engine_gguf import GgufEngine
 
         return (
-            GgufEngine.open(model.path, name=model.name, context=settings.context, threads=settings.threads),
+            GgufEngine.open(
+                model.path, name=model.name, context=settings.context, threads=settings.threads, sha256=model.sha256
+            ),
             reading,
         )
     from .engines.engine_onnx import OnnxEngine
 
     return (
-        OnnxEngine.open(model.directory, name=model.name, context=settings.context, threads=settings.threads),
+        OnnxEngine.open(
+            model.directory,
+            name=model.name,
+            context=settings.context,
+            threads=settings.threads,
+            sha256=model.sha256,
+        ),
         reading,
     )
 

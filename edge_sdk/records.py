@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -205,8 +205,50 @@ class RemoteReply:
 
 
 @dataclass(frozen=True, slots=True)
+class Contribution:
+    """A part of a probability: a signal, its value (None: not measured), and what it adds to the log-odds."""
+
+    signal: str
+    value: float | None
+    log_odds: float
+    what: str
+
+
+@dataclass(frozen=True, slots=True)
+class Neighbour:
+    """A calibration question near the one that is asked; `right` is whether its local answer was."""
+
+    question: str
+    right: bool
+    similarity: float
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """Why a question went where it did.
+
+    `intercept` and the `contributions`, the largest first, add up to the log-odds of `probability`, which the local
+    answer had at `stage`; without a calibration there are none, and `note` says why. The answer is served locally
+    from `threshold` on, which has its origin in `promise`.
+    """
+
+    stage: Literal["before", "during", "after"]
+    probability: float | None = None
+    intercept: float = 0.0
+    contributions: tuple[Contribution, ...] = ()
+    threshold: float | None = None
+    promise: str = ""
+    nearest: tuple[Neighbour, ...] = ()
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Answer:
-    """The end of one question. `probability` is None until a calibration for this very set-up exists."""
+    """The end of one question.
+
+    `probability` is that of the local answer being right, fitted on this very set-up, and None where there is no
+    calibration for it. `id` names the decision in the store.
+    """
 
     text: str
     citations: tuple[Citation, ...]
@@ -219,6 +261,33 @@ class Answer:
     hits: tuple[Hit, ...] = ()
     dropped_citations: int = 0  # numbers that point at no passage
     left_device: Mapping[str, int] = field(default_factory=dict)  # what was sent to a remote: name to characters
+    id: str = ""
+    explanation: Explanation | None = None
+
+    def explain(self) -> str:
+        """The decision in lines for people: route, reasons, contributions, threshold, neighbours, what was sent."""
+        return "\n".join(_explained(self))
+
+
+def _explained(answer: Answer) -> Iterator[str]:
+    why = answer.explanation or Explanation("before", note="nothing was kept")
+    yield f"route: {answer.route}" + (f" ({answer.model})" if answer.model else "")
+    yield from (f"  because {reason}" for reason in answer.reasons)
+    if why.probability is None:
+        yield f"probability: unknown ({why.note})"
+    else:
+        yield f"probability that the local answer is right: {why.probability:.3f} (decided {why.stage} generating)"
+        yield f"  {why.intercept:+.2f}  log-odds to begin with"
+        for part in why.contributions:
+            value = "not measured" if part.value is None else f"{part.value:.3g}"
+            yield f"  {part.log_odds:+.2f}  {part.signal} = {value}: {part.what}"
+        served = "no threshold is set" if why.threshold is None else f"served locally from {why.threshold:.3f} on"
+        yield f"threshold: {served}" + (f". {why.promise}" if why.promise else "")
+        for near in why.nearest:
+            verdict = "right" if near.right else "wrong"
+            yield f"  near ({near.similarity:.2f}), answered {verdict}: {near.question}"
+    sent = ", ".join(f"{name} ({count} characters)" for name, count in answer.left_device.items())
+    yield f"left the device: {sent or 'nothing'}"
 
 
 EventKind = Literal["retrieved", "provisional", "notice", "handoff", "final"]

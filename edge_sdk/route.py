@@ -107,17 +107,18 @@ def decide_before(question: str, hits: Sequence[Hit], policy: Policy) -> Decisio
         return Decision("local", (found.reason,))
     if policy.when_unsure == "local" and hits:
         return Decision("local", (found.reason, "answered all the same, as asked"))
-    return _unsure((found.reason,), policy)
+    return unsure((found.reason,), policy)
 
 
 def decide_after(decision: Decision, refused: bool, policy: Policy) -> Decision:
     """Decide again when the local answer is there; `refused` when the model found no answer in the passages."""
     if not refused or policy.when_unsure == "local":
         return decision
-    return _unsure((*decision.reasons, "the local model found no answer in the passages"), policy)
+    return unsure((*decision.reasons, "the local model found no answer in the passages"), policy)
 
 
-def _unsure(reasons: tuple[str, ...], policy: Policy) -> Decision:
+def unsure(reasons: tuple[str, ...], policy: Policy) -> Decision:
+    """The decision for what may not be served locally, the last reason being why."""
     return Decision("remote" if policy.when_unsure == "remote" else "abstain", reasons)
 
 

@@ -22,6 +22,8 @@ ROWS = (
     "retrieval ingest fallback",
     "confidence",
     "route loading doctor",
+    "judge",
+    "drafting",
     "edge",
     "bench",
     "commands cli",

@@ -98,10 +98,14 @@ class Calibrations:
             return load(path, setup), ""
         others = [load(other) for other in sorted(self.folder.glob("*.json"))] if self.folder.is_dir() else []
         if not others:
-            return None, "no calibration for this model and these documents; `edge calibrate` makes one"
+            return None, "no calibration"
         closest = min(others, key=lambda each: len(each.setup.differences(setup)))
         changed = ", ".join(closest.setup.differences(setup))
         return None, f"the calibration of {closest.created} does not hold: {changed} changed; calibrate again"
+
+    def is_empty(self) -> bool:
+        """Whether there is none at all, so that a set-up need not be worked out."""
+        return not any(self.folder.glob("*.json"))
 
     def path(self, setup: Setup) -> Path:
         """Where the calibration of a set-up is."""

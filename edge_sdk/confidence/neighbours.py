@@ -13,20 +13,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..records import Neighbour
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
 NEAREST = 10
 _PRIOR = 4.0  # questions of average success that are added to those near
-
-
-@dataclass(frozen=True, slots=True)
-class Neighbour:
-    """A calibration question near the one that is asked; `right` is whether its local answer was."""
-
-    question: str
-    right: bool
-    similarity: float
 
 
 @dataclass(frozen=True, slots=True)

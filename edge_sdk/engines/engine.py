@@ -6,8 +6,10 @@ Both adapters (`engine_gguf`, `engine_onnx`) build on this. It knows nothing of 
 from __future__ import annotations
 
 import codecs
+import hashlib
 import math
 from collections.abc import Generator, Iterator, Sequence
+from pathlib import Path
 from threading import Event
 from typing import Protocol
 
@@ -58,6 +60,10 @@ class Engine(Protocol):
         """The model's name as the user knows it."""
 
     @property
+    def fingerprint(self) -> str:
+        """Names the model's weights: SHA-256 of the file, hexadecimal. May take as long as reading the file."""
+
+    @property
     def context(self) -> int:
         """Tokens that prompt and answer may take together."""
 
@@ -80,6 +86,15 @@ class Engine(Protocol):
 
     def close(self) -> None:
         """Free the model. Further calls raise `EngineError`."""
+
+
+def file_fingerprint(path: Path) -> str:
+    """SHA-256 of a file, hexadecimal. Raises `EngineError` when it cannot be read."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise EngineError(f"{path} cannot be read: {error.strerror}") from error
 
 
 def check_options(options: GenerateOptions) -> None:

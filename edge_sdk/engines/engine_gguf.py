@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -21,7 +21,7 @@ from ..errors import ConfigError, ContextOverflowError, EngineError
 from ..model_files.gguf_header import GgufHeader, read_header
 from ..records import FinishReason, GenerateOptions, GenerationResult, Message, Token
 from .chat_template import ChatTemplate
-from .engine import Generation, TextStream, check_options
+from .engine import Generation, TextStream, check_options, file_fingerprint
 from .llama import LlamaModel, Sampler, library
 
 _MAX_TEXT = 16 << 20  # bytes that `count` takes; llama.cpp counts in 32 bits and slows down on long texts
@@ -40,8 +40,11 @@ class GgufEngine:
     ...     print(token.text, end="")
     """
 
-    def __init__(self, model: LlamaModel, header: GgufHeader, name: str, context: int) -> None:
+    def __init__(
+        self, model: LlamaModel, header: GgufHeader, name: str, context: int, fingerprint: Callable[[], str]
+    ) -> None:
         """Use `open`; this takes what it has loaded."""
+        self._fingerprint = fingerprint
         self._model, self._name, self._context = model, name, context
         self._template_source, self._longest = header.chat_template, max(1, header.longest_token)
         self._taken = threading.Lock()  # by a generation, for as long as it runs
@@ -57,9 +60,11 @@ class GgufEngine:
         context: int | None = None,
         threads: int | None = None,
         gpu_layers: int = 0,
+        sha256: str | None = None,
     ) -> Self:
         """Check the file's header, then load it; the weights are mapped, not read.
 
+        `sha256` is the file's, where that is known; it is computed when it is asked for, else.
         `context` is at most what the model was trained for, and 4,096 unless given; `threads` follows the device.
         `gpu_layers` other than 0 needs a llama.cpp built for a GPU, and then a prefill can only be cancelled
         between batches. Raises `ModelNotFoundError`, `ModelDamagedError` before native code sees the file,
@@ -74,12 +79,18 @@ class GgufEngine:
         name = name or header.name or path.stem
         wanted = min(wanted, header.context_length or wanted)
         _check_memory(name, header, wanted)
-        return cls(LlamaModel(path, context=wanted, threads=threads, gpu_layers=gpu_layers), header, name, wanted)
+        model = LlamaModel(path, context=wanted, threads=threads, gpu_layers=gpu_layers)
+        return cls(model, header, name, wanted, lambda: sha256 or file_fingerprint(path))
 
     @property
     def name(self) -> str:
         """The model's name as the user knows it."""
         return self._name
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of the model file, hexadecimal."""
+        return self._fingerprint()
 
     @property
     def context(self) -> int:

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from threading import Event, Lock
 from types import TracebackType
@@ -32,7 +33,7 @@ from ..model_files.tokenizer import Tokenizer
 from ..model_files.transformers_config import DecoderConfig
 from ..records import FinishReason, GenerateOptions, GenerationResult, Message, Token
 from .chat_template import ChatTemplate
-from .engine import Generation, TextStream, check_options
+from .engine import Generation, TextStream, check_options, file_fingerprint
 from .sampling import Sampler
 
 _MAX_TEXT = 4 << 20  # characters to tokenize at once: seconds, and some hundred megabytes
@@ -51,9 +52,16 @@ class OnnxEngine:
     """
 
     def __init__(
-        self, name: str, decoder: CachedDecoder, tokenizer: Tokenizer, config: DecoderConfig, context: int
+        self,
+        name: str,
+        decoder: CachedDecoder,
+        tokenizer: Tokenizer,
+        config: DecoderConfig,
+        context: int,
+        fingerprint: Callable[[], str],
     ) -> None:
         """Use `open`; this takes what it has loaded."""
+        self._fingerprint = fingerprint
         self._name, self._tokenizer = name, tokenizer
         self._context = min(context, config.positions or context)
         special = tokenizer.special_spellings()
@@ -68,12 +76,19 @@ class OnnxEngine:
 
     @classmethod
     def open(
-        cls, directory: Path, *, name: str | None = None, context: int | None = None, threads: int | None = None
+        cls,
+        directory: Path,
+        *,
+        name: str | None = None,
+        context: int | None = None,
+        threads: int | None = None,
+        sha256: str | None = None,
     ) -> Self:
         """Load a folder: one `*.onnx`, `tokenizer.json`, and as far as there are any, its settings.
 
         `context` is at most what `config.json` allows, and 4,096 unless given; `threads` follows the device. Raises
         `ModelNotFoundError`, `ModelDamagedError`, and `EngineError` for a model that is no such decoder.
+        `sha256` is that of the `*.onnx` file, where it is known.
         """
         threads = default_threads() if threads is None else threads
         context = 4096 if context is None else context
@@ -82,13 +97,19 @@ class OnnxEngine:
         name = name or directory.name
         tokenizer = Tokenizer.open(directory / "tokenizer.json")
         config = DecoderConfig.read(directory)
-        session = OnnxSession.open(find_model(directory), threads=threads)
-        return cls(name, CachedDecoder(name, session, config), tokenizer, config, context)
+        path = find_model(directory)
+        decoder = CachedDecoder(name, OnnxSession.open(path, threads=threads), config)
+        return cls(name, decoder, tokenizer, config, context, lambda: sha256 or file_fingerprint(path))
 
     @property
     def name(self) -> str:
         """The model's name as the user knows it."""
         return self._name
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of the model file, hexadecimal."""
+        return self._fingerprint()
 
     @property
     def context(self) -> int:

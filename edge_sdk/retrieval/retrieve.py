@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from ..storage.store import Store
     from ..storage.vectors import VectorIndex
 
+RANKING = "scores fused, feedback in words and vectors, 1"
+"""Names what orders the hits; to be changed with it, as calibrations depend on it."""
 LEADING = 50
 """How many of the best candidates take part in the feedback; their texts and vectors are read."""
 _TEXT_DEPTH = 10  # times `candidates`: FTS5 scores every match whatever the limit, and vectors find some of these

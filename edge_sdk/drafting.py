@@ -1,0 +1,155 @@
+"""The local answer: a prompt within the budget, its generation under a judge's eyes, and its citations.
+
+Also says what a calibration of such answers depends on. Knows nothing of retrieval, remotes or stores.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass, field, replace
+from threading import Event as Flag
+
+from .citations import CitedText, is_refusal, resolve_citations
+from .confidence.setup import SIGNALS_HASH, Setup, short_hash
+from .conversation import Conversation
+from .engines.engine import Engine
+from .judge import Judge
+from .prompt import Prompt, Reading, Style, build_prompt
+from .records import Event, GenerateOptions, Hit, Message, Passage, TokenCounts
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """The local answer before the decision on it; empty when none was generated, or not to its end."""
+
+    cited: CitedText = field(default_factory=lambda: CitedText("", (), 0))
+    reasons: tuple[str, ...] = ()
+    prefill_ms: float | None = None
+    decode_ms: float | None = None
+    tokens: TokenCounts = field(default_factory=TokenCounts)
+    usable: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Manner:
+    """How an answer is wanted; see `Edge.stream`."""
+
+    style: Style = "full"
+    max_tokens: int = 256
+    conversation: Conversation | None = None
+    cancel: Flag | None = None
+    hold: int | None = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Drafter:
+    """A language model that answers from passages; `reading` is how it does that best."""
+
+    engine: Engine
+    reading: Reading
+
+    def draft(
+        self, question: str, hits: Sequence[Hit], judge: Judge, manner: Manner
+    ) -> Generator[Event, None, Draft]:
+        """Generate the local answer; the judge decides on the whole, or has it given up on the way.
+
+        Only what is served becomes a turn of the conversation.
+        """
+        prompt, notices = self._prompt(question, hits, manner)
+        yield from (Event("notice", text) for text in notices)
+        options = GenerateOptions(max_tokens=manner.max_tokens)
+        generation = self.engine.generate(prompt.text, options, manner.cancel)
+        pieces: list[str] = []
+        shown = 0
+        try:
+            for token in generation:
+                pieces.append(token.text)
+                if judge.sees(token):
+                    return Draft(tokens=TokenCounts(prompt.tokens, 0, len(pieces)))
+                if manner.hold is not None and len(pieces) > manner.hold and (text := "".join(pieces[shown:])):
+                    shown = len(pieces)
+                    yield Event("provisional", text)
+        finally:
+            generation.close()
+        end = generation.result
+        raw = "".join(pieces).strip()
+        cited = resolve_citations(raw, prompt.passages)
+        refusal = is_refusal(cited.text)
+        judge.ends(cited.text, prompt.passages, finish_reason=end.finish_reason, refusal=refusal)
+        served = judge.decision.route == "local" and end.finish_reason != "cancelled"
+        if manner.conversation is not None and served:
+            manner.conversation.append(question, prompt.messages[-1], raw)
+        return Draft(
+            cited,
+            _reasons(prompt, cited, end.finish_reason),
+            end.prefill_ms,
+            end.decode_ms,
+            TokenCounts(end.prompt_tokens, end.cached_tokens, end.completion_tokens),
+            usable=bool(cited.text) and not refusal,
+        )
+
+    def setup(self, retrieval: str, style: Style = "full") -> Setup:
+        """What a calibration of these answers is filed under; `retrieval` names what finds the passages.
+
+        How many tokens an answer may take is no part of it: that one was cut is a signal.
+        """
+        passage = Passage(1, "d", "Title", "Heading", "The text of a passage.", 0, 22)
+        probe = self._build("What does it say?", [Hit(passage, 1.0)], style, self.engine.context, ())
+        return Setup(
+            {
+                "model": self.engine.fingerprint,
+                "prompt": short_hash(probe.text),
+                "passages": f"{self.reading.prompt_tokens} tokens of a prompt",
+                "sampler": short_hash(repr(replace(GenerateOptions(), max_tokens=1))),
+                "retrieval": retrieval,
+                "signals": SIGNALS_HASH,
+            }
+        )
+
+    def _prompt(self, question: str, hits: Sequence[Hit], manner: Manner) -> tuple[Prompt, list[str]]:
+        """The prompt of this turn; turns for which the context has no room are dropped, oldest first, and named."""
+        engine, reading, conversation = self.engine, self.reading, manner.conversation
+        room = engine.context - manner.max_tokens
+        notices: list[str] = []
+        while True:
+            history = conversation.messages if conversation is not None else ()
+            past = engine.count(engine.render(history)) if history else 0
+            if past + reading.prompt_tokens <= room or conversation is None or not conversation.drop_oldest():
+                break
+            notices = [f"the conversation is longer than {room} tokens; the oldest turns were left out"]
+        budget = min(room, past + reading.prompt_tokens)
+        return self._build(question, hits, manner.style, budget, tuple(history), room), notices
+
+    def _build(
+        self,
+        question: str,
+        hits: Sequence[Hit],
+        style: Style,
+        budget: int,
+        history: Sequence[Message],
+        limit: int | None = None,
+    ) -> Prompt:
+        return build_prompt(
+            question,
+            hits,
+            render=self.engine.render,
+            count=self.engine.count,
+            budget=budget,
+            limit=budget if limit is None else limit,
+            style=style,
+            numbered=self.reading.numbered,
+            history=history,
+        )
+
+
+def _reasons(prompt: Prompt, cited: CitedText, finish_reason: str) -> tuple[str, ...]:
+    reasons = [f"read {len(prompt.passages)} passages in {prompt.tokens} prompt tokens"]
+    if finish_reason == "length":
+        reasons.append("cut at the token limit")
+    if finish_reason == "cancelled":
+        reasons.append("cancelled")
+    if cited.dropped:
+        reasons.append(f"{cited.dropped} citations pointed at no passage and were dropped")
+    if not cited.citations:
+        reasons.append("no sentence of the passages holds the answer's words")
+    return tuple(reasons)

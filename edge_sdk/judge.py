@@ -1,0 +1,123 @@
+"""What becomes of one question: its signals gathered, its probability, and the decision before, during and after.
+
+Without a calibration it decides as `route` does, by retrieval support and refusals, and has no probability. A
+calibration can only hand off more: what it promises is kept by the decision at the end. Knows nothing of remotes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Literal
+
+from .confidence.signals import SIGNALS, Stage, TokenTrace
+from .confidence.signals import after as signals_after
+from .confidence.signals import before as signals_before
+from .records import Contribution, Explanation, FinishReason, Hit, Token
+from .route import Decision, Policy, decide_after, decide_before, unsure
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from .confidence.calibration import Calibration
+
+_NEAREST = 3  # calibration questions that an explanation shows
+_WHAT = {signal.name: signal.what for signal in SIGNALS} | {"calibration": "correction by isotonic calibration"}
+
+
+class Judge:
+    """Follows one question from retrieval to the end of its local answer. `decision` is the latest one.
+
+    Without `calibration` the `note` says why there is none. `vector` is that of the question; without it there are
+    no neighbours. `signals` collects what was measured.
+    """
+
+    def __init__(
+        self,
+        question: str,
+        hits: Sequence[Hit],
+        policy: Policy,
+        *,
+        calibration: Calibration | None = None,
+        note: str = "",
+        vector: NDArray[np.float32] | None = None,
+        task: str = "",
+    ) -> None:
+        self._question, self._policy, self._calibration = question, policy, calibration
+        self._note, self._vector, self._task = note, vector, task
+        self._trace = TokenTrace()
+        self.signals: dict[str, float] = signals_before(question, hits)
+        if calibration is not None and vector is not None:
+            self.signals |= calibration.neighbours.signals(vector)
+        self.explanation = self._explain("before", None)
+        self.decision = self._decide_before(question, hits)
+
+    def _decide_before(self, question: str, hits: Sequence[Hit]) -> Decision:
+        decision = decide_before(question, hits, self._policy)
+        limit = self._calibration.hand_off_before if self._calibration else None
+        if decision.route != "local" or limit is None:
+            return decision
+        self.explanation = self._explain("before", "before")
+        probability = self.explanation.probability or 0.0
+        if probability >= limit:
+            return decision
+        return self._doubt(decision, f"right with probability {probability:.2f} only, before generating")
+
+    def sees(self, token: Token) -> bool:
+        """Take the next token; True when the answer is to be given up now. That happens at most once."""
+        self._trace.add(token)
+        limit = self._calibration.hand_off_window if self._calibration else None
+        lowest = self._trace.lowest_window
+        if limit is None or lowest is None or lowest >= limit or self.decision.route != "local":
+            return False
+        self.signals |= self._trace.signals()
+        self.explanation = self._explain("during", "first")
+        reason = f"given up while generating: 8 tokens in a row at {lowest:.2f} nats, limit {limit:.2f}"
+        self.decision = self._doubt(self.decision, reason)
+        return self.decision.route != "local"
+
+    def ends(self, answer: str, passages: Sequence[Hit], *, finish_reason: FinishReason, refusal: bool) -> Decision:
+        """The decision on the whole answer; `passages` are those of the prompt, best first."""
+        self.signals |= self._trace.signals()
+        self.signals |= signals_after(
+            self._question, passages, answer, finish_reason=finish_reason, refusal=refusal
+        )
+        self.explanation = self._explain("after", "after")
+        if finish_reason == "cancelled":
+            return self.decision
+        self.decision = decide_after(self.decision, refusal, self._policy)
+        probability, calibration = self.explanation.probability, self._calibration
+        if self.decision.route == "local" and calibration is not None and probability is not None:
+            if calibration.serves(probability):
+                return self.decision
+            threshold = self.explanation.threshold
+            limit = "nothing is certified to be served" if threshold is None else f"threshold {threshold:.2f}"
+            self.decision = self._doubt(self.decision, f"right with probability {probability:.2f} only, {limit}")
+        return self.decision
+
+    def _doubt(self, decision: Decision, reason: str) -> Decision:
+        if self._policy.when_unsure == "local":
+            return Decision("local", (*decision.reasons, reason, "answered all the same, as asked"))
+        return unsure((*decision.reasons, reason), self._policy)
+
+    def _explain(self, stage: Literal["before", "during", "after"], model: Stage | None) -> Explanation:
+        calibration = self._calibration
+        if calibration is None or model is None:
+            return Explanation(stage, note=self._note)
+        estimate = calibration.estimate(model, self.signals, self._task)
+        certificate = calibration.certificate
+        return Explanation(
+            stage=stage,
+            probability=estimate.probability,
+            intercept=estimate.intercept,
+            contributions=_sorted_parts(estimate.contributions, self.signals),
+            threshold=certificate.threshold if certificate else None,
+            promise=certificate.sentence() if certificate else "",
+            nearest=() if self._vector is None else tuple(calibration.neighbours.nearest(self._vector, _NEAREST)),
+            note=f"relative to {calibration.labels}, {calibration.n} questions of {calibration.created}",
+        )
+
+
+def _sorted_parts(parts: Mapping[str, float], signals: Mapping[str, float]) -> tuple[Contribution, ...]:
+    found = [Contribution(name, signals.get(name), part, _WHAT[name]) for name, part in parts.items()]
+    return tuple(sorted(found, key=lambda each: -abs(each.log_odds)))
