@@ -34,7 +34,7 @@ PARTS = {
     "documents": "plain_text outline chunk parse_markdown parse_html parse_pdf parse_docx parse_worker parse"
     " python_definitions python_modules python_worker python_source",
     "model_files": "gguf_header | transformers_config | tokenizer | onnx_session onnx_graph",
-    "fallback": "sse completions exchange endpoint remote | english rewording agreement learned_table learned",
+    "fallback": "sse completions exchange endpoint remote breaker budget ledger caller outbox | english rewording agreement learned_table learned",
     "engines": "engine sampling json_schema gbnf template_sandbox chat_template native_thread llama engine_gguf"
     " engine_onnx",
     "encoders": "embed bert_graph bert static_encoder encoders",
