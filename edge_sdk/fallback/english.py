@@ -132,6 +132,16 @@ def meaning(word: str) -> str:
     return _STANDS_FOR.get(stem, stem)
 
 
+_MAKERS = {
+    "author": "wrote",
+    "inventor": "invented",
+    "founder": "founded",
+    "creator": "created",
+    "composer": "composed",
+    "designer": "designed",
+    "discoverer": "discovered",
+    "builder": "built",
+}
 _ASKED = "(?=(?:(?:in|at|on|for|by|to|from|with) )?(?:who|what|which|where|when|why|how|whose|if|whether)\\b)"
 _REWRITES = tuple(
     (re.compile(pattern, re.IGNORECASE), replacement)
@@ -154,15 +164,28 @@ _REWRITES = tuple(
             r"|i(?: would|'d)? (?:like|want|need) to know) " + _ASKED,
             "",
         ),
-        (r"^\W*(?:name|list|state|identify|tell me|give me) (?=the\b)", "what is "),
+        (r"^\W*(?:name|list|state|identify|tell me|give me) (?=(?:the|an?)\b)", "what is "),
         (r"\b(?:for|due to) (?:what|which) reason\b", "why"),
         (r"\bwhat (?:is|was|are|were) the reasons? (?:that|for|why)\b", "why"),
         (r"\bhow come\b", "why"),
+        (r"\bwhat is the way to\b", "how to"),
+        (r"\bwhat do (?:you|we|people) call\b", "what is"),
+        (r"\bis it possible (?:for (?:me|us|you|one) )?to\b", "can"),
+        (r"\bhow (?:tall|high) (is|was)\b", r"what \1 the height of"),
+        (r"\bhow old (is|was)\b", r"what \1 the age of"),
+        (r"\bhow much does (.{1,80}?) cost\b|\bwhat does (.{1,80}?) cost\b", r"what is the price of \1\2"),
+        (r"\b(?:at the same time|at once)\b", "simultaneously"),
+        (
+            r"\bwho (?:is|was) the (author|inventor|founder|creator|composer|designer|discoverer|builder) of\b",
+            lambda match: f"who {_MAKERS[match[1].lower()]}",
+        ),
+        (r"\bwho was the winner of\b", "who won"),
         (r"\bwhat (?:is|was) the name of the (?:person|man|woman) (?:who|that)\b", "who"),
         (r"\bwho (?:is|was) the (?:person|man|woman|one) (?:who|that)\b", "who"),
         (r"\b(?:what|which) (?:person|man|woman)\b", "who"),
-        (r"\b(?:the )?names? of\b", ""),
+        (r"\bthe names? of\b", ""),
         (r"\b(?:(?:in|during|at|on) )?(?:what|which) (?:year|date|time)\b", "when"),
+        (r"\bat (?:what|which) (?:point|moment)\b", "when"),
         (r"\b(?:(?:in|at) )?(?:what|which) (?:place|location)\b", "where"),
         (r"\b(?:take|takes|took|taken|taking) place\b", "happened"),
         (r"\b(?:per ?cent|percentage)\b", "%"),

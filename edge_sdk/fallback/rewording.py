@@ -193,7 +193,9 @@ def _kept_sign(match: re.Match[str]) -> str:
 def _is_light(word: str, asks: set[str]) -> bool:
     if word in LIGHT or word in ASKS:
         return True
-    return (word in ("can", "could") and "how" in asks) or (word in HAPPEN and "when" in asks)
+    if word in HAPPEN:
+        return not asks.isdisjoint(("when", "where"))
+    return word in ("can", "could") and "how" in asks
 
 
 def _time(words: Sequence[str]) -> str:
