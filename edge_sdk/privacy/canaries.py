@@ -10,6 +10,7 @@ import base64
 import html
 import json
 import string
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import islice, product
@@ -54,13 +55,16 @@ def canaries(count: int = 200, seed: int = 0) -> tuple[Canary, ...]:
 
 
 def leaks(sent: Iterable[bytes], planted: Iterable[Canary]) -> list[Canary]:
-    """Those of which eight letters or digits in a row, as they are or encoded, are in one of the bodies."""
-    fragments: set[str] = set()
+    """Those of which eight letters or digits in a row, as they are or encoded, are in one of the bodies.
+
+    What several of them have in common, such as the first line of a private key, tells none of them apart.
+    """
+    seen: set[str] = set()
     for body in sent:
-        fragments |= _fragments(_strings(body))
-    return [
-        each for each in planted if not fragments.isdisjoint(_fragments(each.secret) | _fragments(each.encoded))
-    ]
+        seen |= _fragments(_strings(body))
+    own = [(each, _fragments(each.secret) | _fragments(each.encoded)) for each in planted]
+    holders = Counter(fragment for _, fragments in own for fragment in fragments)
+    return [each for each, fragments in own if any(holders[fragment] == 1 for fragment in fragments & seen)]
 
 
 # --- what is drawn ----------------------------------------------------------------------------------

@@ -20,6 +20,7 @@ DROPPED = ("KEY", "TOKEN", "PASSWORD", "CARD", "SECRET")
 
 # Addresses that every machine has identify nobody, and questions about networks are full of them.
 _EVERYBODYS_ADDRESSES = {"127.0.0.1", "0.0.0.0", "255.255.255.255", "255.255.255.0", "::1", "::"}
+_UUID = re.compile(r"(?<![0-9A-Za-z])[0-9A-Fa-f]{8}-(?:[0-9A-Fa-f]{4}-){3}[0-9A-Fa-f]{12}(?![0-9A-Za-z])")
 _LONGEST_PEM = 20_000  # characters; the largest keys in use take 13,000
 
 
@@ -71,13 +72,17 @@ def looks_random(text: str) -> bool:
 
 
 def _changes_class_often(text: str) -> bool:
-    runs = re.findall(r"[a-z]+|[A-Z]+|[0-9]+", text)
-    letters = "".join(runs)
+    letters = re.sub(r"[^A-Za-z0-9]", "", text)
+    runs = re.findall(r"[a-z]+|[A-Z]+|[0-9]+", letters)
     if len(letters) < 20 or _entropy(letters) < 2.8:
         return False
     digits, mixed = any(run[0].isdigit() for run in runs), not (letters.islower() or letters.isupper())
     floor = (0.4 if digits else 0.45) if mixed else 0.25
     return (digits or mixed) and len(runs) - 1 >= floor * (len(letters) - 1)
+
+
+def _looks_secret(text: str) -> bool:
+    return looks_random(text) and not _UUID.fullmatch(text)
 
 
 def _entropy(text: str) -> float:
@@ -160,9 +165,11 @@ _PREFIXED_KEYS = "|".join(
     )
 )
 _NAMES_OF_SECRETS = (
-    r"(?:pass(?:word|wort|wd|code|phrase)|\bpass\b|\bpwd|kennwort|mot[ _]de[ _]passe|contrase(?:ñ|n)a|senha|\bpin\b"
-    r"|secret(?!ar|ion|ly)|token(?!i[sz]|s\b|s_)|api[ _-]?key|access[ _-]?key|private[ _-]?key|account[ _-]?key"
-    r"|auth[ _-]?key|encryption[ _-]?key|signing[ _-]?key|shared[ _-]?key|credentials?|authorization|\bsig\b)"
+    r"(?:pass(?:word|wort|wd|code|phrase)|\bpass\b|\bpwd|\bpw\b|kennwort|mot[ _]de[ _]passe|contrase(?:ñ|n)a|senha"
+    r"|\bpin\b|secret(?!ar|ion|ly)|token(?!i[sz]|s\b|s_)|api[ _-]?key|access[ _-]?key|private[ _-]?key"
+    r"|account[ _-]?key|auth[ _-]?key|encryption[ _-]?key|signing[ _-]?key|shared[ _-]?key"
+    r"|credentials?|authorization|\bsig\b|session[ _-]?(?:id|key)"
+    r"|cookie|\botp\b|(?:verification|one[ -]time|security|recovery) code)"
 )
 _QUOTED = r"""\\?"(?:[^"\\\n]|\\.){1,2000}+"|'(?:[^'\\\n]|\\.){1,2000}+'|`[^`\n]{1,2000}+`"""
 
@@ -183,7 +190,7 @@ RULES = (
         "KEY",
         rf"(?<![A-Za-z0-9/+])(?P<value>[A-Za-z0-9/+]{{40}})(?![A-Za-z0-9/+])(?=[\s\S]{{0,200}}?(?:AKIA|ASIA)[A-Z0-9]{{16}}{_Z})",
     ),
-    _rule("KEY", r"https?://hooks\.slack\.com/\S{10,}+|https?://(?:\w{1,10}\.)?discord(?:app)?\.com/api/webhooks/\S{10,}+"),
+    _rule("KEY", r"https?://hooks\.slack\.com/[\w/]{10,}+|https?://(?:\w{1,10}\.)?discord(?:app)?\.com/api/webhooks/[\w/-]{10,}+"),
     _rule("TOKEN", r"(?<![\w-])eyJ[\w-]{8,}+\.[\w-]{4,}+(?:\.[\w-]*+){0,3}"),
     _rule("TOKEN", rf"{_A}bearer\s{{1,5}}(?P<value>[\w.~+/=-]{{12,}}+)", _has_mixed_signs, ignore_case=True),
     _rule(
@@ -192,6 +199,8 @@ RULES = (
         ignore_case=True,
     ),
     _rule("PASSWORD", rf"{_A}[A-Za-z][A-Za-z0-9+.-]{{1,30}}://(?P<value>[^\s:/@]{{0,128}}:[^\s@]{{1,256}}@\S+)"),
+    _rule("PASSWORD", r"[A-Za-z]://(?P<value>[^\s:/@]{16,256}@\S+)"),  # a token instead of a name
+    _rule("PASSWORD", r"(?<![\w-])(?:-u|--user)[ =][\"']?(?P<value>[^\s:]{1,128}:\S+)"),  # curl
     _rule(
         "PASSWORD",
         rf"{_NAMES_OF_SECRETS}[\w.-]{{0,24}}[\"'\]\\]{{0,3}}\s{{0,4}}(?:=>|:=|={{1,2}}|:|->|>)\s{{0,4}}"
@@ -222,6 +231,7 @@ RULES = (
             rf"(?<![0-9])3[0-9]{{3}}{_SEP}[0-9]{{6}}{_SEP}[0-9]{{4,5}}(?![0-9])",
         )
     ),
+    _rule("CARD", rf"\b(?:cvv2?|cvc2?)\W{{1,3}}(?:is )?(?P<value>[0-9]{{3,4}}){_E}", ignore_case=True),
     Rule(
         "IBAN",
         re.compile(rf"{_A}[A-Z]{{2}}[0-9]{{2}}(?:[ .\t\n-]{{0,2}}[A-Z0-9]){{11,30}}", re.IGNORECASE),
@@ -252,7 +262,7 @@ RULES = (
     _rule("ID", rf"{_D}[0-9]{{3}}\.?[0-9]{{3}}\.?[0-9]{{3}}-?[0-9]{{2}}{_E}", checksums.brazilian_id),
     _rule("ID", rf"{_D}[1-9][0-9]{{16}}[0-9Xx]{_Z}", checksums.chinese_id),
     _rule("ID", rf"{_D}756[. ]?[0-9]{{4}}[. ]?[0-9]{{4}}[. ]?[0-9]{{2}}{_E}", checksums.swiss_id),
-    _rule("ID", rf"{_A}[0-9A-Fa-f]{{8}}-(?:[0-9A-Fa-f]{{4}}-){{3}}[0-9A-Fa-f]{{12}}{_Z}"),  # UUID
+    Rule("ID", _UUID),
     _rule(
         "ID",
         r"\b(?:ssn|social security|passport|reisepass|account|acct|konto|sort code|routing|tax id|steuer-?id"
@@ -263,13 +273,14 @@ RULES = (
     ),
     _rule("PHONE", r"(?<![\w+])\+[ ]?[1-9](?:[ ()./\u2011-]{0,3}[0-9]){6,14}(?![0-9])", _phone_digits(7, 15)),
     _rule("PHONE", rf"{_D}00[1-9](?:[ ()/.-]{{0,3}}[0-9]){{8,13}}{_E}", _phone_digits(10, 16)),
-    _rule("PHONE", rf"{_D}\(?[2-9][0-9]{{2}}(?:\) ?|[-. ])[0-9]{{3}}[-. ][0-9]{{4}}{_E}"),  # North America
+    _rule("PHONE", rf"{_D}(?:\([2-9][0-9]{{2}}\) ?|[2-9][0-9]{{2}}[-. ])[0-9]{{3}}[-. ][0-9]{{4}}{_E}"),  # USA
     _rule("PHONE", rf"{_D}[2-9][0-9]{{2}}[2-9][0-9]{{6}}{_E}"),
     _rule("PHONE", rf"{_D}1[-. ][2-9][0-9]{{2}}[-. ][0-9]{{3}}[-. ][0-9]{{4}}{_E}"),
     _rule("PHONE", rf"{_D}0[1-9](?:[ .-]?[0-9]{{2}}){{4}}{_E}"),  # France
     _rule(
         "PHONE",  # Germany, Britain, Italy and others: an area code with a zero, then groups
-        rf"{_D}\(?0[1-9][0-9]{{1,4}}\)?[ /-]{{1,3}}[0-9]{{2,9}}(?:[ -]{{1,2}}[0-9]{{1,6}}){{0,4}}{_E}",
+        rf"{_D}(?:0[1-9][0-9]{{1,4}}[ /-]{{1,3}}|\(0[1-9][0-9]{{1,4}}\)[ /-]{{0,3}})"
+        rf"[0-9]{{2,9}}(?:[ -]{{1,2}}[0-9]{{1,6}}){{0,4}}{_E}",
         _phone_digits(8, 13),
     ),
     _rule("PHONE", rf"{_D}0[1-9][0-9]{{8,10}}{_E}"),
@@ -281,5 +292,5 @@ RULES = (
         r"(?P<value>[+(]{0,2}[0-9](?:[ ()/.-]{0,3}[0-9]){5,14})(?![0-9])",
         ignore_case=True,
     ),
-    _rule("SECRET", r"(?<![A-Za-z0-9+/_-])[A-Za-z0-9+/_-]{20,}+={0,2}", looks_random),
+    _rule("SECRET", r"(?<![A-Za-z0-9+/_-])[A-Za-z0-9+/_-]{20,}+={0,2}", _looks_secret),
 )  # fmt: skip

@@ -175,8 +175,9 @@ def _meaning(match: re.Match[str]) -> str:
 
 # --- base64 and hexadecimal -------------------------------------------------------------------------
 
-_BASE64 = re.compile(
-    r"(?<![A-Za-z0-9+/_-])(?:[A-Za-z0-9+/_-]{40,}+={0,2}\r?\n[ \t]{0,8})*+[A-Za-z0-9+/_-]{10,}+={0,2}"
+_LETTERS = "[A-Za-z0-9+/_-]"
+_BASE64 = re.compile(  # lines of one block, or one run
+    rf"(?<!{_LETTERS})(?:(?:{_LETTERS}{{40,}}+\r?\n[ \t]{{0,8}})++{_LETTERS}*+|{_LETTERS}{{10,}}+)={{0,2}}"
 )
 _HEX = re.compile(
     r"(?<![0-9A-Fa-f])(?:0[xX])?(?:[0-9A-Fa-f]{14,}+|[0-9A-Fa-f]{2}(?:[ :-][0-9A-Fa-f]{2}){6,})(?![0-9A-Fa-f])"
