@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import socket
 import time
 from collections import Counter
 from collections.abc import Generator, Iterator, Sequence
@@ -338,11 +339,13 @@ def campaign(file: Database, calls: int, remote_of: type[Remote] | None = None) 
     biller, ends, random_kinds = Biller(), Counter[str](), random.Random(5)
     kinds = [*KINDS, *random_kinds.choices(KINDS, k=max(0, calls - len(KINDS)))][:calls]
     random_kinds.shuffle(kinds)
-    with Loopback(faulty(biller)) as server, Loopback() as gone:
-        gone._listener.close()  # nobody listens there any more
+    nobody = socket.create_server(("127.0.0.1", 0))
+    port = nobody.getsockname()[1]
+    nobody.close()
+    with Loopback(faulty(biller)) as server:
         for kind in kinds:
             limits = {"connect_timeout": 0.2, "first_byte_timeout": 0.2, "inter_token_timeout": 0.15}
-            url = gone.url if kind == "refused" else server.url
+            url = f"http://127.0.0.1:{port}" if kind == "refused" else server.url
             remote: Remote = OpenAIRemote(url, kind, deadline=DEADLINE, include_usage=True, **limits)
             if remote_of is not None:
                 remote = remote_of(remote)  # type: ignore[call-arg]
