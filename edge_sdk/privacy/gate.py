@@ -26,7 +26,7 @@ Level = Literal["pseudonymise", "redact"]
 OPEN_LABELS = ("", "public")
 """Labels of passages that may leave when passages are sent; every other one, known or not, keeps its turn here."""
 
-LONGEST = 200_000  # characters; the detectors take about 3 seconds for the worst text of this size
+LONGEST = 100_000  # characters; the detectors take about 3 seconds for the worst text of this size
 
 _INSTRUCTIONS = "Answer the question briefly and truthfully. If you do not know, say so."
 _WITH_PASSAGES = " Use the numbered passages where they help."

@@ -133,8 +133,8 @@ def _putty_length(text: str) -> int:
 
 _A = r"(?<![A-Za-z0-9])"  # not within a word; an underscore may be an escape or emphasis
 _Z = r"(?![A-Za-z0-9])"
-_D = r"(?<![0-9])(?<![0-9][.,])"
-_E = r"(?![0-9])(?![.,][0-9])"
+_D = r"(?<![0-9])(?<![0-9]\.)"
+_E = r"(?![0-9])(?!\.[0-9])"
 _SEP = r"[ \t\n./+_-]{1,3}"
 
 _PREFIXED_KEYS = "|".join(
@@ -191,7 +191,7 @@ RULES = (
         rf"(?<![A-Za-z0-9/+])(?P<value>[A-Za-z0-9/+]{{40}})(?![A-Za-z0-9/+])(?=[\s\S]{{0,200}}?(?:AKIA|ASIA)[A-Z0-9]{{16}}{_Z})",
     ),
     _rule("KEY", r"https?://hooks\.slack\.com/[\w/]{10,}+|https?://(?:\w{1,10}\.)?discord(?:app)?\.com/api/webhooks/[\w/-]{10,}+"),
-    _rule("TOKEN", r"(?<![\w-])eyJ[\w-]{8,}+\.[\w-]{4,}+(?:\.[\w-]*+){0,3}"),
+    _rule("TOKEN", r"(?<![\w-])eyJ[\w-]{8,}+\.[\w-]{2,}+(?:\.[\w-]*+){0,3}"),
     _rule("TOKEN", rf"{_A}bearer\s{{1,5}}(?P<value>[\w.~+/=-]{{12,}}+)", _has_mixed_signs, ignore_case=True),
     _rule(
         "TOKEN",
@@ -234,7 +234,7 @@ RULES = (
     _rule("CARD", rf"\b(?:cvv2?|cvc2?)\W{{1,3}}(?:is )?(?P<value>[0-9]{{3,4}}){_E}", ignore_case=True),
     Rule(
         "IBAN",
-        re.compile(rf"{_A}[A-Z]{{2}}[0-9]{{2}}(?:[ .\t\n-]{{0,2}}[A-Z0-9]){{11,30}}", re.IGNORECASE),
+        re.compile(r"[A-Z]{2}[0-9]{2}(?:[ .\t\n-]{0,2}[A-Z0-9]){11,30}", re.IGNORECASE),
         checksums.iban_length,
     ),
     _rule(
