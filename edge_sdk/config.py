@@ -35,6 +35,11 @@ class Settings:
     remote: str | None
     remote_model: str | None
     remote_key_file: Path | None
+    remote_prices: str | None  # see `fallback.budget.Prices.parse`
+    budget: str | None  # see `fallback.budget.Budget.parse`
+    privacy: str  # the mode of `privacy.gate.PrivacyPolicy`, then its other two fields
+    privacy_send: str
+    privacy_level: str
     sources: Mapping[str, Source]
 
 
@@ -49,6 +54,11 @@ _DEFAULTS: dict[str, str | None] = {
     "remote": None,
     "remote_model": None,
     "remote_key_file": None,
+    "remote_prices": None,
+    "budget": None,
+    "privacy": "local_only",
+    "privacy_send": "question",
+    "privacy_level": "pseudonymise",
 }
 
 
@@ -110,6 +120,11 @@ def load_settings(
         remote=text("remote"),
         remote_model=text("remote_model"),
         remote_key_file=path("remote_key_file"),
+        remote_prices=text("remote_prices"),
+        budget=text("budget"),
+        privacy=str(values["privacy"]),
+        privacy_send=str(values["privacy_send"]),
+        privacy_level=str(values["privacy_level"]),
         sources=sources,
     )
 

@@ -16,7 +16,9 @@ from .prompt import Reading
 if TYPE_CHECKING:
     from .encoders.embed import Encoder
     from .engines.engine import Engine
+    from .fallback.caller import Caller
     from .hub.models import InstalledModel
+    from .privacy.gate import PrivacyPolicy
     from .storage.store import Store
 
 
@@ -25,6 +27,26 @@ def open_store(settings: Settings) -> Store:
     from .storage.store import Store
 
     return Store.open(settings.store)
+
+
+def load_policy(settings: Settings) -> PrivacyPolicy:
+    """What the settings allow to leave; raises `ConfigError` for a mode that does not exist."""
+    from .privacy.gate import PrivacyPolicy
+
+    return PrivacyPolicy(settings.privacy, settings.privacy_send, settings.privacy_level)  # type: ignore[arg-type]
+
+
+def load_caller(settings: Settings, store: Store) -> Caller | None:
+    """The guarded way to the remote of the settings, ledger and breaker in `store`; None when there is none."""
+    from .fallback.budget import Budget, Prices
+    from .fallback.caller import Caller
+    from .fallback.remote import remote_from_settings
+
+    remote = remote_from_settings(settings)
+    if remote is None:
+        return None
+    prices = Prices.parse(settings.remote_prices) if settings.remote_prices else None
+    return Caller(remote, store.database, Budget.parse(settings.budget or ""), prices)
 
 
 def load_encoder(settings: Settings) -> Encoder:

@@ -56,6 +56,11 @@ def test_every_setting_can_come_from_the_environment(home: Path, tmp_path: Path)
         "remote": "https://r.example",
         "remote_model": "rm",
         "remote_key_file": str(tmp_path / "k"),
+        "remote_prices": "0.15/0.60",
+        "budget": "1/day",
+        "privacy": "ask",
+        "privacy_send": "selected",
+        "privacy_level": "redact",
     }
     found = load(home, **{f"EDGE_{name.upper()}": value for name, value in values.items()})
     assert set(found.sources) == {*values, "home"}
@@ -153,7 +158,7 @@ def test_a_bad_file_is_one_line_that_names_it(home: Path, content: bytes) -> Non
 
 def test_an_unknown_setting_lists_those_that_exist(home: Path) -> None:
     with_file(home, "contxt = 5")
-    with pytest.raises(ConfigError, match=r"'contxt'; use one of context, encoder, model"):
+    with pytest.raises(ConfigError, match=r"'contxt'; use one of budget, context, encoder, model"):
         load(home)
 
 

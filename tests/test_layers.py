@@ -34,7 +34,8 @@ PARTS = {
     "documents": "plain_text outline chunk parse_markdown parse_html parse_pdf parse_docx parse_worker parse"
     " python_definitions python_modules python_worker python_source",
     "model_files": "gguf_header | transformers_config | tokenizer | onnx_session onnx_graph",
-    "fallback": "sse completions exchange endpoint remote breaker budget ledger caller outbox | english rewording agreement learned_table learned",
+    "fallback": "sse completions exchange endpoint remote breaker budget ledger caller outbox"
+    " | english rewording agreement learned_table learned",
     "engines": "engine sampling json_schema gbnf template_sandbox chat_template native_thread llama engine_gguf"
     " engine_onnx",
     "encoders": "embed bert_graph bert static_encoder encoders",
@@ -44,7 +45,7 @@ PARTS = {
     "confidence": "binomial certificate risk signals setup logistic neighbours calibration",
     "privacy": "checksums patterns views detectors presidio pseudonyms gate canaries",
     "bench": "engine | ingest | search text retrieve",
-    "commands": "options answers distill documents learned measure models privacy",
+    "commands": "options answers distill documents fallback learned measure models privacy",
 }
 
 # Every third-party package and the modules that may import it. Small and everywhere: numpy.

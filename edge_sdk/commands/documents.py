@@ -1,4 +1,4 @@
-"""`edge add`, `list`, `remove`, `search` and `reindex`: the commands about documents."""
+"""`edge add`, `list`, `label`, `remove`, `search` and `reindex`: the commands about documents."""
 
 from __future__ import annotations
 
@@ -13,11 +13,14 @@ from ..loading import load_encoder, open_store
 from ..records import AddReport, Hit
 from .options import cancel_on_interrupt, console, options, print_json, progress_bar
 
+_LABELS = click.Choice(["private", "public", "none"])
+
 
 @click.command()
 @click.argument("sources", nargs=-1, required=True)
+@click.option("--label", type=_LABELS, help="May the text leave the device? `private`: never, in no mode.")
 @options("store", "encoder")
-def add_command(settings: Settings, sources: tuple[str, ...], as_json: bool) -> int:
+def add_command(settings: Settings, sources: tuple[str, ...], label: str | None, as_json: bool) -> int:
     """Add documents: files, folders (with what is in them) or py:MODULE.
 
     Text, Markdown, HTML, PDF, DOCX; `py:json` takes the documentation of an installed Python module from its
@@ -28,9 +31,14 @@ def add_command(settings: Settings, sources: tuple[str, ...], as_json: bool) -> 
     reports: list[AddReport] = []
     out = console()
     with Edge.open(settings=settings) as edge, cancel_on_interrupt() as cancel:
+        edge.store.use_label(
+            _stored(label)
+        )  # in one transaction with the text: it is never there without its label
         with progress_bar("adding") as bar:
             for report in edge.add_each(sources, progress=bar, cancel=cancel):
                 reports.append(report)
+                if report.status == "unchanged" and label is not None:
+                    edge.store.set_label(report.name, _stored(label) or "")
                 if report.status == "failed" and not as_json:
                     click.echo(f"edge: {report.error}", err=True)
         counts = edge.store.counts()
@@ -65,16 +73,49 @@ def list_command(settings: Settings, as_json: bool) -> None:
     from rich.table import Table
 
     table = Table(box=None)
-    for column in ("document", "title", "passages", "characters", "added"):
+    for column in ("document", "title", "passages", "characters", "label", "added"):
         table.add_column(column, justify="right" if column in ("passages", "characters") else "left")
     for document in documents:
         table.add_row(
-            document.name, document.title, str(document.passages), str(document.characters), document.added_at[:16]
+            document.name,
+            document.title,
+            str(document.passages),
+            str(document.characters),
+            document.label,
+            document.added_at[:16],
         )
     out = console()
     if documents:
         out.print(table)
     out.print(f"{len(documents)} documents in {settings.store}")
+
+
+@click.command()
+@click.argument("names", nargs=-1, required=True)
+@click.argument("label", type=_LABELS)
+@options("store")
+def label_command(settings: Settings, names: tuple[str, ...], label: str, as_json: bool) -> None:
+    """Label documents, by the names that `edge list` shows or by their paths: private, public or none.
+
+    A private one keeps every turn that has read it on the device, in any privacy mode; a public one may leave where
+    passages are sent; one without a label leaves no oftener than the settings say.
+    """
+    from ..ingest import document_name
+
+    with open_store(settings) as store:
+        missing = [
+            name
+            for name in names
+            if not store.set_label(name, _stored(label) or "")
+            and not store.set_label(document_name(name), _stored(label) or "")
+        ]
+    labelled = len(names) - len(missing)
+    if as_json:
+        print_json({"labelled": labelled, "label": _stored(label), "missing": missing})
+    else:
+        console().print(f"{labelled} labelled {label}")
+    if missing:
+        raise DocumentError(f"not in {settings.store}: {', '.join(missing)}", hint="see `edge list`")
 
 
 @click.command()
@@ -136,6 +177,11 @@ def reindex_command(settings: Settings, as_json: bool) -> None:
         print_json({"passages": counts.passages, "encoder": settings.encoder})
     else:
         console().print(f"{counts.passages} passages embedded with {settings.encoder}")
+
+
+def _stored(label: str | None) -> str | None:
+    """The word for no label is none."""
+    return "" if label == "none" else label
 
 
 def _where(hit: Hit) -> str:

@@ -38,6 +38,13 @@ _OPTIONS: dict[str, Callable[[Command], Command]] = {
     "remote_key_file": click.option(
         "--remote-key-file", type=click.Path(path_type=Path), help="File with the key; or EDGE_REMOTE_KEY."
     ),
+    "remote_prices": click.option("--remote-prices", help='Money for a million tokens, as "IN/OUT".'),
+    "budget": click.option("--budget", help='The most to spend, as "0.50/day 9000tokens/day 20calls/month".'),
+    "privacy": click.option(
+        "--privacy",
+        type=click.Choice(["local_only", "prefer_local", "ask", "prefer_remote"]),
+        help="What may leave.",
+    ),
 }
 _SETTINGS = {field.name for field in fields(Settings)} - {"sources"}
 

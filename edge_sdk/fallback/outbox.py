@@ -2,7 +2,7 @@
 
 A question is marked as under way before it is sent. Only when it is certain that the server did nothing does it
 wait for another try, each time twice as long; one whose end nobody knows is never sent again, and the user is told.
-It knows nothing of remotes and policies: both are functions that `flush` is given.
+`flush` knows nothing of remotes and policies: both are functions that it is given; `refusals` makes the second.
 """
 
 from __future__ import annotations
@@ -24,9 +24,11 @@ from ..errors import (
     RemoteRejectedError,
     RemoteUnreachableError,
 )
+from ..privacy.detectors import find
+from ..privacy.gate import PrivacyPolicy
 from ..records import Message, RemoteReply
 from .ledger import Transactions
-from .remote import may_be_billed
+from .remote import Remote, may_be_billed
 
 State = Literal["queued", "sending", "answered", "failed", "unknown", "expired"]
 
@@ -63,6 +65,11 @@ class Queued:
     next_try_at: float
     state: State
     result: str
+
+    @property
+    def messages(self) -> tuple[Message, ...]:
+        """The messages to send; none once they are dropped."""
+        return self.payload.messages if self.payload is not None else ()
 
 
 Send = Callable[[Queued], RemoteReply]
@@ -182,6 +189,33 @@ class Outbox:
                 (state, result, self.clock() + pause, item.id, item.attempts),
             ).fetchone()
         return item if row is None else _queued(row)  # None: dropped meanwhile
+
+
+def policy_name(policy: PrivacyPolicy, remote: Remote) -> str:
+    """What a queued question was prepared for: how its words were chosen, and who is to read them."""
+    return f"{policy.send} {policy.level} {remote.url} {remote.model}"
+
+
+def refusals(policy: PrivacyPolicy, remote: Remote, consent: Callable[[Queued], bool] | None = None) -> Refuse:
+    """The check for `Outbox.flush` under the policy of today, which may be another than when a question was queued.
+
+    In mode `ask`, `consent` is given each question and only True is a yes. The rules of redaction look at the
+    words once more: they may have learned something since.
+    """
+
+    def refuse(item: Queued) -> str | None:
+        if policy.mode not in ("prefer_local", "ask", "prefer_remote"):
+            return f"the privacy mode is {policy.mode}: nothing leaves this device"
+        if item.policy != policy_name(policy, remote):
+            return "it was queued for another remote or under other privacy settings"
+        found = {finding.kind for message in item.messages for finding in find(message.content)}
+        if found:
+            return f"it holds what may not leave ({', '.join(sorted(found))})"
+        if policy.mode == "ask" and not (consent is not None and consent(item) is True):
+            return "you did not agree to send it"
+        return None
+
+    return refuse
 
 
 def _state_after(error: EdgeError) -> State:

@@ -244,7 +244,11 @@ def remote_from_settings(settings: Settings) -> OpenAIRemote | None:
     if not settings.remote_model:
         raise ConfigError("a remote is set but no model of it", hint="pass --remote-model or set EDGE_REMOTE_MODEL")
     return OpenAIRemote(
-        settings.remote, settings.remote_model, key=lambda: read_key(settings), offline=settings.offline
+        settings.remote,
+        settings.remote_model,
+        key=lambda: read_key(settings),
+        offline=settings.offline,
+        include_usage=bool(settings.budget or settings.remote_prices),  # without it a call counts at its full price
     )
 
 
