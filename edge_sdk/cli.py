@@ -17,6 +17,9 @@ COMMANDS = {
     "search": ("commands.documents", "find passages"),
     "ask": ("commands.answers", "answer one question from the documents, with citations"),
     "chat": ("commands.answers", "ask question after question"),
+    "calibrate": ("commands.route", "learn from labelled questions how likely local answers are to be right"),
+    "route report": ("commands.route", "show what each calibration is worth, and its certificate"),
+    "route explain": ("commands.route", "say why a question went where it did"),
     "learned list": ("commands.learned", "list what was learned from remote answers"),
     "learned accept": ("commands.learned", "serve learned answers from now on"),
     "learned reject": ("commands.learned", "never serve or learn them again"),
@@ -36,6 +39,7 @@ COMMANDS = {
     "bench ingest": ("commands.measure", "measure the encoder and whole documents beside onnxruntime"),
     "bench retrieve": ("commands.measure", "measure Edge.search in a large store, first and warm, with its parts"),
     "eval retrieval": ("commands.measure", "rank a judged collection by BM25, vectors, plain fusion and ours"),
+    "eval route": ("commands.measure", "measure probabilities, promises and routing on a question set"),
     "eval answers": ("commands.measure", "measure retrieval and answers on a question set"),
 }
 

@@ -212,6 +212,7 @@ class Edge:
             reasons=(*note, *answer.reasons),
             timings=timings,
             hits=tuple(hits),
+            signals=dict(judge.signals),
             explanation=judge.explanation,
         )
         yield Event("final", answer=self._kept(answer, question))

@@ -262,6 +262,7 @@ class Answer:
     dropped_citations: int = 0  # numbers that point at no passage
     left_device: Mapping[str, int] = field(default_factory=dict)  # what was sent to a remote: name to characters
     id: str = ""
+    signals: Mapping[str, float] = field(default_factory=dict)  # what was measured; see `confidence.signals`
     explanation: Explanation | None = None
 
     def explain(self) -> str:

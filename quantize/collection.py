@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from edge_sdk.encoders.embed import Encoder
     from edge_sdk.storage.store import Store
 
+_MOST_QA = 2000  # passages of a `qa.jsonl`
 Update = Callable[[float, float | None, str], None]
 
 
@@ -72,10 +73,13 @@ def read_documents(path: Path) -> list[ParsedDocument]:
     for row in _rows(path, "id", "text"):
         title, text = str(row.get("title") or ""), str(row["text"])
         headings = () if not own or text.casefold().startswith(title.casefold()) else (title,)
-        digest = hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()
-        section = Section(0, len(text), headings)
-        documents.append(ParsedDocument(str(row["id"]), title, text, (section,), digest, "text/plain"))
+        documents.append(_document(str(row["id"]), title, text, headings))
     return documents
+
+
+def _document(name: str, title: str, text: str, headings: tuple[str, ...]) -> ParsedDocument:
+    digest = hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()
+    return ParsedDocument(name, title, text, (Section(0, len(text), headings),), digest, "text/plain")
 
 
 def read_queries(data: Path) -> list[Query]:
@@ -94,6 +98,30 @@ def read_queries(data: Path) -> list[Query]:
     if not queries:
         raise ConfigError(f"{data} holds no question with a relevant document")
     return queries
+
+
+def read_answerable(data: Path) -> tuple[Path, list[ParsedDocument], list[tuple[str, tuple[str, ...], str]]]:
+    """The file that holds the passages, the passages, and the questions as (question, accepted answers, "").
+
+    Either `passages.jsonl` and `questions.jsonl` {question, answers}, or `qa.jsonl` {question, knowledge, answer},
+    each with a passage of its own; of the latter, questions that stand there twice are left out.
+    """
+    qa = data / "qa.jsonl"
+    if qa.exists():
+        rows = list(_rows(qa, "question", "knowledge", "answer"))[:_MOST_QA]
+        documents = [_document(f"qa{number:05}", "", str(row["knowledge"]), ()) for number, row in enumerate(rows)]
+        return (
+            qa,
+            documents,
+            [(q, (a,), "") for q, a in {str(r["question"]): str(r["answer"]) for r in rows}.items()],
+        )
+    found = {}
+    for row in _rows(data / "questions.jsonl", "question", "answers"):
+        if not isinstance(row["answers"], list):
+            raise ConfigError(f"{data / 'questions.jsonl'} has a line whose answers are no list")
+        found[str(row["question"])] = tuple(map(str, row["answers"]))
+    passages = data / "passages.jsonl"
+    return passages, read_documents(passages), [(question, answers, "") for question, answers in found.items()]
 
 
 def store_path(settings: Settings, documents: Path, variant: str) -> Path:

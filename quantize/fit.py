@@ -70,15 +70,15 @@ def fit(
     return Fit(Logistic(float(line.intercept), terms, steps), _sigmoid(log_odds), penalty)
 
 
-def platt(log_odds: Floats, labels: Floats) -> tuple[float, float]:
+def platt(log_odds: Floats, labels: Floats, *, prior: float = 1e-6) -> tuple[float, float]:
     """Slope and shift that calibrate log-odds (Platt 1999, with his targets against overconfidence).
 
-    The slope stays positive, so that an order is never turned round.
+    The slope stays positive, so that an order is never turned round; `prior` draws both to 1 and 0.
     """
     positive, negative = labels.sum(), len(labels) - labels.sum()
     targets = np.where(labels > 0, (positive + 1) / (positive + 2), 1 / (negative + 2))
     columns = np.column_stack([np.ones_like(log_odds), log_odds])
-    shift, slope = _newton(columns, targets, np.array([1e-6, 1e-6]), start=np.array([0.0, 1.0]))
+    shift, slope = _newton(columns, targets, np.array([prior, prior]), start=np.array([0.0, 1.0]))
     if slope <= 0:
         return 1e-3, float(np.log(positive / negative))
     return float(slope), float(shift)

@@ -45,7 +45,7 @@ PARTS = {
     "confidence": "binomial certificate risk signals setup logistic neighbours calibration",
     "privacy": "checksums patterns views detectors presidio pseudonyms gate canaries",
     "bench": "engine | ingest | search text retrieve",
-    "commands": "options answers distill documents fallback learned measure models privacy",
+    "commands": "options answers distill documents fallback learned measure models privacy route",
 }
 
 # Every third-party package and the modules that may import it. Small and everywhere: numpy.
@@ -59,6 +59,7 @@ OWNERS = {
     "httpx": "fallback.exchange fallback.remote hub.download",
     "jinja2": "engines.template_sandbox",
     "llama_cpp": "engines.llama engines.engine_gguf bench.engine quantize.*",
+    "matplotlib": "quantize.plot_route",
     "markdown_it": "documents.parse_markdown",
     "numpy": "* kernels.* quantize.*",
     "onnxruntime": "model_files.onnx_session",
@@ -79,6 +80,7 @@ IMPORTS_BY_NAME = (
     "edge_sdk.cli",
     "edge_sdk.commands.distill",
     "edge_sdk.commands.measure",
+    "edge_sdk.commands.route",
     "edge_sdk.doctor",
     "edge_sdk.documents.python_worker",
 )

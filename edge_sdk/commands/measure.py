@@ -64,6 +64,70 @@ def eval_retrieval_command(settings: Settings, data: Path, as_json: bool) -> int
 
 
 @click.command()
+@click.option(
+    "--data", required=True, envvar="EDGE_DATA", type=click.Path(path_type=Path), help="The set's folder."
+)
+@click.option("--limit", type=click.IntRange(1), help="Only the first questions.")
+@click.option("--out", type=click.Path(path_type=Path), help="Keep the answers here (JSONL) and resume.")
+@click.option(
+    "--fit-on", type=click.Path(path_type=Path), help="Answers (--out) to another set, to fit on and judge here."
+)
+@click.option("--perfect-remote", is_flag=True, help="Take the accepted answers for the remote's.")
+@click.option(
+    "--resplits", default=200, show_default=True, type=click.IntRange(1), help="Halves to test promises on."
+)
+@options("model", "encoder", "context", "threads")
+def eval_route_command(
+    settings: Settings,
+    data: Path,
+    limit: int | None,
+    out: Path | None,
+    fit_on: Path | None,
+    perfect_remote: bool,
+    resplits: int,
+    as_json: bool,
+) -> int:
+    """Answer a question set; print what the probability is worth, which promises hold, and what routing gains.
+
+    The folder holds passages.jsonl and questions.jsonl, or qa.jsonl. Both kinds of label are shown.
+    """
+    from importlib import import_module
+
+    evaluate, calibrate = import_module("quantize.evaluate_route"), import_module("quantize.calibrate")
+    with cancel_on_interrupt() as cancel, progress_bar("answering") as bar:
+        model, asked = evaluate.collect(data, settings, out=out, limit=limit, progress=bar, cancel=cancel)
+        if cancel.is_set():
+            return 130
+        others = calibrate.read_asked(fit_on)
+        reports = {
+            labeller: evaluate.evaluate_route(
+                asked,
+                labeller=labeller,
+                fit_on=others,
+                perfect_remote=perfect_remote,
+                resplits=resplits,
+                progress=bar,
+            )
+            for labeller in ("contains", "f1")
+        }
+    result = {"model": model, "data": data.name, **reports["contains"], "by_f1": reports["f1"]}
+    if not as_json:
+        _show_route(result)
+    print_json(_stamped("eval route", result))
+    return 0
+
+
+def _show_route(result: Mapping[str, Any]) -> None:
+    for name in ("auroc_gain", "ece", "ece_if_exact", "brier", "always_local", "always_remote", "gain_captured"):
+        if name in result:
+            console().print(f"  {name:<20} {result[name]:.3f}")
+    _table("signal", ("AUROC",), {name: [value] for name, value in list(result["auroc"].items())[:12]}, "{:.3f}")
+    columns = ("alpha", "mean_risk", "naive_mean_risk", "clear_violations", "naive_clear_violations", "local_share")
+    rows = {f"{row['kind']} {row['alpha']:g}": [row[c] for c in columns] for row in result["guarantee"]}
+    _table("promise", columns, rows, "{:.3f}")
+
+
+@click.command()
 @click.argument("models", nargs=-1)
 @click.option("--prompt-tokens", default=600, show_default=True, type=click.IntRange(16))
 @click.option("--decode-tokens", default=128, show_default=True, type=click.IntRange(8))

@@ -1,0 +1,254 @@
+"""`edge calibrate`: questions with known answers are asked, the signals fitted, a threshold certified.
+
+Each question runs through `Edge` as a user's would; what was measured is appended to a file as it is made, so an
+interrupted run goes on where it stopped. Models are fitted on one part of the questions and the threshold is
+counted on the other; which part a question is in follows from a hash of its text.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from threading import Event as Flag
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edge_sdk.confidence.calibration import Calibration, Label, TaskScale
+from edge_sdk.confidence.certificate import Certificate, Kind
+from edge_sdk.confidence.neighbours import Neighbours, gather
+from edge_sdk.confidence.risk import certify
+from edge_sdk.confidence.setup import Setup
+from edge_sdk.confidence.signals import SIGNALS, STAGES
+from edge_sdk.edge import Edge
+from edge_sdk.errors import CalibrationError
+from edge_sdk.prompt import Style
+
+from .collection import Update, read_jsonl
+from .fit import fit, platt
+from .metrics import contains, exact_match, token_f1
+
+Labeller = Literal["contains", "exact", "f1"]
+LABELLERS: dict[Labeller, tuple[Callable[[str, Sequence[str]], bool], str]] = {
+    "contains": (lambda text, answers: contains(text, answers) > 0, "an accepted answer contained"),
+    "exact": (lambda text, answers: exact_match(text, answers) > 0, "an accepted answer, exactly"),
+    "f1": (lambda text, answers: token_f1(text, answers) >= 0.5, "token-F1 of at least 0.5"),
+}
+THRESHOLD_SHARE = 0.4
+"""Of the questions, for the threshold. Fitting 20 weights wants more labels than counting errors does."""
+TASK_PRIOR = 10.0
+"""How strongly a task's scale is drawn towards that of all tasks."""
+LEAST = 40
+"""Questions to fit on; on fewer, nothing can be told from chance."""
+_HOPELESS, _SEEN = 0.1, 20  # share of right answers, among at least so many, at which an answer is given up early
+_SIGNS = {signal.name: signal.sign for signal in SIGNALS}
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A question that was answered locally: its signals, the answer, and who had it right."""
+
+    question: str
+    answers: tuple[str, ...]
+    task: str
+    text: str
+    route: str
+    signals: Mapping[str, float]
+    vector: tuple[float, ...]
+    remote: str | None = None  # the remote's answer, where it was asked
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """The risk that is to be certified."""
+
+    kind: Kind = "marginal"
+    alpha: float = 0.1
+    delta: float = 0.1
+
+
+def read_questions(path: Path) -> list[tuple[str, tuple[str, ...], str]]:
+    """Questions, accepted answers and tasks of a JSONL file {question, answers, task}; `task` may be missing."""
+    found = []
+    for number, row in enumerate(read_jsonl(path), 1):
+        question, answers = row.get("question"), row.get("answers", row.get("answer"))
+        accepted = [answers] if isinstance(answers, str) else answers
+        if not isinstance(question, str) or not isinstance(accepted, list) or not accepted:
+            raise CalibrationError(
+                f"{path}: object {number} has no question with answers",
+                hint='write {"question": "...", "answers": ["..."]}',
+            )
+        found.append((question, tuple(map(str, accepted)), str(row.get("task", ""))))
+    if len({question for question, _, _ in found}) < len(found):
+        raise CalibrationError(f"{path} has a question twice", hint="labels must be of different questions")
+    return found
+
+
+def ask_all(
+    edge: Edge,
+    questions: Sequence[tuple[str, tuple[str, ...], str]],
+    *,
+    out: Path | None = None,
+    style: Style = "full",
+    max_tokens: int = 256,
+    k: int = 8,
+    progress: Update = lambda done, total, detail: None,
+    cancel: Flag | None = None,
+) -> list[Asked]:
+    """Answer every question locally, whatever the documents support, and keep what was measured."""
+    done = {asked.question: asked for asked in read_asked(out)}
+    for number, (question, answers, task) in enumerate(questions):
+        progress(number, len(questions), question)
+        if cancel is not None and cancel.is_set():
+            break
+        if question not in done:
+            answer = edge.ask(question, style=style, max_tokens=max_tokens, k=k)
+            vector = tuple(round(float(each), 4) for each in edge.encoder.encode([question])[0])
+            done[question] = asked = Asked(
+                question, answers, task, answer.text, answer.route, dict(answer.signals), vector
+            )
+            if out is not None:
+                with out.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps(asdict(asked)) + "\n")
+    progress(len(questions), len(questions), "")
+    return [done[question] for question, _, _ in questions if question in done]
+
+
+def read_asked(path: Path | None) -> list[Asked]:
+    """What `ask_all` has kept so far."""
+    if path is None or not path.exists():
+        return []
+    rows = read_jsonl(path)
+    return [Asked(**{**row, "answers": tuple(row["answers"]), "vector": tuple(row["vector"])}) for row in rows]  # type: ignore[arg-type]
+
+
+def calibrate(
+    asked: Sequence[Asked], setup: Setup, *, labeller: Labeller = "contains", target: Target | None = None
+) -> Calibration:
+    """Fit a model for each stage, scale it for each task, and certify a threshold on questions it never saw.
+
+    Raises `CalibrationError` when there are too few questions, or nearly all answers are right or wrong.
+    """
+    fitting, holding = _parts(asked)
+    calibration = replace(fitted(fitting, setup, labeller), n=len(asked))
+    return certified(calibration, holding, labeller, target or Target())
+
+
+def fitted(asked: Sequence[Asked], setup: Setup, labeller: Labeller) -> Calibration:
+    """A calibration without a certificate, fitted on all these questions. Raises `CalibrationError`."""
+    judge, labels = LABELLERS[labeller]
+    if len(asked) < LEAST:
+        raise CalibrationError(f"{len(asked)} questions are too few to fit on", hint=f"give {LEAST} or more")
+    right = [judge(each.text, each.answers) for each in asked]
+    vectors = np.array([each.vector for each in asked], np.float32)
+    neighbours = gather([each.question for each in asked], right, vectors)
+    known = [{**each.signals, **_near(neighbours, each, row)} for row, each in enumerate(asked)]
+    try:
+        fits = {stage: fit(known, right, {name: _SIGNS[name] for name in STAGES[stage]}) for stage in STAGES}
+    except ValueError as error:
+        raise CalibrationError(f"nothing can be fitted: {error}", hint="give more questions") from error
+    return Calibration(
+        setup=setup,
+        created=datetime.now(UTC).date().isoformat(),
+        labels=labels,
+        n=len(asked),
+        models={stage: each.model for stage, each in fits.items()},
+        tasks=_task_scales([each.task for each in asked], fits["after"].held_out, right),
+        hand_off_before=_hopeless_below(fits["before"].held_out, right),
+        hand_off_window=_hopeless_below([each.get("window_logprob", 0.0) for each in known], right),
+        certificate=None,
+        held_out=(),
+        neighbours=neighbours,
+    )
+
+
+def certified(
+    calibration: Calibration, held_out: Sequence[Asked], labeller: Labeller, target: Target
+) -> Calibration:
+    """The calibration with its threshold, counted on questions that had no part in fitting it."""
+    judge, labels = LABELLERS[labeller]
+    rows = tuple(
+        Label(
+            probability,
+            judge(each.text, each.answers),
+            None if each.remote is None else judge(each.remote, each.answers),
+        )
+        for each, probability in zip(held_out, serving_scores(calibration, held_out), strict=True)
+    )
+    remote = [row.remote_right for row in rows]
+    if target.kind.startswith("regret") and None in remote:
+        raise CalibrationError("regret needs the remote's answers", hint="give --remote and --remote-model")
+    certificate: Certificate = certify(
+        [row.probability for row in rows],
+        [not row.right for row in rows],
+        alpha=target.alpha,
+        kind=target.kind,
+        delta=target.delta,
+        remote_right=None if None in remote else [bool(each) for each in remote],
+        labels=labels,
+        fingerprints=dict(calibration.setup.parts),
+    )
+    return replace(calibration, certificate=certificate, held_out=rows)
+
+
+def probabilities(calibration: Calibration, asked: Iterable[Asked]) -> list[float]:
+    """The probability of each answer under a calibration."""
+    return [
+        calibration.estimate(
+            "after", {**each.signals, **_near(calibration.neighbours, each)}, each.task
+        ).probability
+        for each in asked
+    ]
+
+
+def serving_scores(calibration: Calibration, asked: Iterable[Asked]) -> list[float]:
+    """The probabilities, 0 where an answer would be given up early: a threshold counts what is really served."""
+    found = []
+    for each in asked:
+        signals = {**each.signals, **_near(calibration.neighbours, each)}
+        early = calibration.estimate("before", signals, each.task).probability < (calibration.hand_off_before or 0)
+        window, limit = signals.get("window_logprob"), calibration.hand_off_window
+        early = early or (window is not None and limit is not None and window < limit)
+        found.append(0.0 if early else calibration.estimate("after", signals, each.task).probability)
+    return found
+
+
+def _near(neighbours: Neighbours, asked: Asked, without: int | None = None) -> Mapping[str, float]:
+    return neighbours.signals(np.array(asked.vector, np.float32), without=without)
+
+
+def _parts(asked: Sequence[Asked]) -> tuple[list[Asked], list[Asked]]:
+    """Questions to fit on and questions to count the threshold on, by a hash of their text."""
+    order = sorted(asked, key=lambda each: hashlib.sha256(each.question.encode()).digest())
+    held = round(THRESHOLD_SHARE * len(order))
+    return order[held:], order[:held]
+
+
+def _task_scales(
+    tasks: Sequence[str], probabilities: NDArray[np.float64], right: Sequence[bool]
+) -> dict[str, TaskScale]:
+    """For each named task, how its log-odds differ from those of all, drawn towards no difference at all."""
+    clipped = np.clip(probabilities, 1e-6, 1 - 1e-6)
+    log_odds, labels = np.log(clipped / (1 - clipped)), np.asarray(right, np.float64)
+    scales = {}
+    for task in sorted(set(tasks) - {""}):
+        rows = np.array([each == task for each in tasks])
+        slope, shift = platt(log_odds[rows], labels[rows], prior=TASK_PRIOR)
+        scales[task] = TaskScale(slope, shift, int(rows.sum()))
+    return scales
+
+
+def _hopeless_below(values: Iterable[float], right: Sequence[bool]) -> float | None:
+    """The largest value below which at most a tenth of at least twenty answers were right; None without one."""
+    pairs = sorted(zip(values, right, strict=True))
+    best, good = None, 0
+    for seen, (value, is_right) in enumerate(pairs):
+        if seen >= _SEEN and good <= _HOPELESS * seen and value > pairs[seen - 1][0]:
+            best = value
+        good += is_right
+    return best

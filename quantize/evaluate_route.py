@@ -1,0 +1,287 @@
+"""`edge eval route`: what the probability is worth, which promises hold on real questions, and what routing gains.
+
+Every question is answered locally once, with all signals, and by the remote where there is one. All else is
+arithmetic over random halves of the questions: a calibration is made on one half and judged on the other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import fmean, stdev
+from threading import Event as Flag
+from typing import Any
+
+import numpy as np
+
+from edge_sdk.confidence.binomial import binomial_cdf
+from edge_sdk.confidence.certificate import Kind
+from edge_sdk.confidence.risk import certify
+from edge_sdk.confidence.setup import Setup
+from edge_sdk.confidence.signals import SIGNALS
+from edge_sdk.config import Settings
+from edge_sdk.edge import Edge
+from edge_sdk.errors import ConfigError
+from edge_sdk.route import Policy
+
+from .calibrate import (
+    LABELLERS,
+    LEAST,
+    THRESHOLD_SHARE,
+    Asked,
+    Labeller,
+    ask_all,
+    fitted,
+    probabilities,
+    serving_scores,
+)
+from .collection import Update, fill_store, read_answerable, store_path
+from .route_metrics import (
+    auroc,
+    bootstrap_statistic,
+    brier,
+    calibration_noise,
+    cost_quality,
+    expected_calibration_error,
+    gain_captured,
+)
+
+ALPHAS = (0.05, 0.1, 0.2)
+KINDS: tuple[Kind, ...] = ("marginal", "marginal_hp", "selective")
+DELTA = 0.1
+_HALVES = 20  # for AUROC and calibration error
+_CURVE = 20  # pieces of the cost-quality curve
+_LEAST_OF_EACH = 20
+_SETUP = Setup({})  # nothing here is kept
+
+
+def collect(
+    data: Path,
+    settings: Settings,
+    *,
+    out: Path | None = None,
+    limit: int | None = None,
+    progress: Update = lambda done, total, detail: None,
+    cancel: Flag | None = None,
+) -> tuple[str, list[Asked]]:
+    """The local model's name and its answers to the questions of a folder, from a store of its passages alone."""
+    file, documents, questions = read_answerable(data)
+    own = replace(settings, store=store_path(settings, file, Path(settings.encoder).name))
+    with Edge.open(settings=own, policy=Policy(when_unsure="local")) as edge:
+        edge.calibrations = None  # one that exists must not decide what is measured
+        fill_store(edge.store, edge.encoder, documents, progress, cancel)
+        asked = ask_all(
+            edge, questions[:limit], out=out, style="brief", max_tokens=48, progress=progress, cancel=cancel
+        )
+        return edge.engine.name, asked
+
+
+def evaluate_route(
+    asked: Sequence[Asked],
+    *,
+    labeller: Labeller = "contains",
+    fit_on: Sequence[Asked] = (),
+    perfect_remote: bool = False,
+    resplits: int = 200,
+    seed: int = 0,
+    progress: Update = lambda done, total, detail: None,
+) -> dict[str, Any]:
+    """Every figure of the report, for one kind of label.
+
+    `fit_on` are answers to another set of questions, for a calibration that is judged on all of `asked`. Without
+    remote answers there is no curve, unless `perfect_remote` takes the accepted answers in their place.
+    """
+    judge, labels = LABELLERS[labeller]
+    right = [judge(each.text, each.answers) for each in asked]
+    if len(asked) < 2 * LEAST or min(sum(right), len(right) - sum(right)) < _LEAST_OF_EACH:
+        raise ConfigError(
+            f"{sum(right)} of {len(asked)} answers are right, which is too few to tell",
+            hint=f"give {2 * LEAST} questions or more, {_LEAST_OF_EACH} of each kind",
+        )
+    halves = list(_halves(asked, right, labeller, seed, progress))
+    report: dict[str, Any] = {
+        "n": len(asked),
+        "labels": labels,
+        "always_local": fmean(right),
+        "auroc": {"probability": fmean([auroc(half.probabilities, half.right) for half in halves])}
+        | _single_signals(asked, right),
+        "auroc_spread": stdev([auroc(half.probabilities, half.right) for half in halves]),
+        "auroc_gain": fmean([_gain_over_logprob(half) for half in halves]),
+        "ece": fmean([expected_calibration_error(half.probabilities, half.right) for half in halves]),
+        "ece_if_exact": fmean([calibration_noise(half.probabilities, resamples=100).value for half in halves]),
+        "brier": fmean([brier(half.probabilities, half.right) for half in halves]),
+        "one_half": _interval_report(halves[0].probabilities, halves[0].right),
+        "guarantee": _guarantees(asked, right, labeller, resplits, seed, progress),
+    }
+    if fit_on:
+        calibration = fitted(fit_on, _SETUP, labeller)
+        moved = probabilities(calibration, asked)
+        report["transfer"] = {"n": len(fit_on)} | _interval_report(moved, right)
+    if perfect_remote or all(each.remote is not None for each in asked):
+        remote = [perfect_remote or judge(each.remote or "", each.answers) for each in asked]
+        report["remote"] = "the accepted answers themselves" if perfect_remote else "as asked"
+        report |= _routing(_cross_fitted(asked, labeller, seed), right, remote)
+    return report
+
+
+# --- probabilities on questions that the calibration has not seen -----------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Half:
+    """Questions with the probabilities of a calibration made on others."""
+
+    asked: list[Asked]
+    probabilities: list[float]
+    right: list[bool]
+
+
+def _halves(
+    asked: Sequence[Asked], right: Sequence[bool], labeller: Labeller, seed: int, progress: Update
+) -> Iterator[_Half]:
+    random = np.random.default_rng(seed)
+    for number in range(_HALVES):
+        progress(number, _HALVES, "halves")
+        order = random.permutation(len(asked)).tolist()
+        learned, tested = order[: len(order) // 2], order[len(order) // 2 :]
+        calibration = fitted([asked[at] for at in learned], _SETUP, labeller)
+        test = [asked[at] for at in tested]
+        yield _Half(test, probabilities(calibration, test), [right[at] for at in tested])
+
+
+def _cross_fitted(asked: Sequence[Asked], labeller: Labeller, seed: int) -> list[float]:
+    """For each question, the mean of the probabilities from calibrations on the halves that it is not in."""
+    sums, counts = np.zeros(len(asked)), np.zeros(len(asked))
+    random = np.random.default_rng(seed)
+    for _ in range(_HALVES // 2):
+        order = random.permutation(len(asked)).tolist()
+        for learned, tested in ((order[::2], order[1::2]), (order[1::2], order[::2])):
+            calibration = fitted([asked[at] for at in learned], _SETUP, labeller)
+            sums[tested] += probabilities(calibration, [asked[at] for at in tested])
+            counts[tested] += 1
+    means: list[float] = (sums / counts).tolist()
+    return means
+
+
+def _single_signals(asked: Sequence[Asked], right: Sequence[bool]) -> dict[str, float]:
+    """AUROC of each signal alone, over all questions; what speaks against an answer counts with its sign turned."""
+    found = {}
+    for signal in SIGNALS:
+        values = [each.signals.get(signal.name) for each in asked]
+        known = [
+            (value * (signal.sign or 1), label)
+            for value, label in zip(values, right, strict=True)
+            if value is not None
+        ]
+        if len(known) == len(asked):
+            found[signal.name] = auroc([value for value, _ in known], [label for _, label in known])
+    return dict(sorted(found.items(), key=lambda pair: -pair[1]))
+
+
+def _gain_over_logprob(half: _Half) -> float:
+    mean_logprob = [each.signals.get("mean_logprob", 0.0) for each in half.asked]
+    return auroc(half.probabilities, half.right) - auroc(mean_logprob, half.right)
+
+
+def _interval_report(scores: Sequence[float], right: Sequence[bool]) -> dict[str, Any]:
+    area = bootstrap_statistic(auroc, scores, right, resamples=500)
+    return {
+        "auroc": area.value,
+        "auroc_interval": [area.low, area.high],
+        "ece": expected_calibration_error(scores, right),
+        "ece_if_exact": calibration_noise(scores, resamples=200).value,
+    }
+
+
+# --- promises ---------------------------------------------------------------------------------------
+
+
+def _guarantees(
+    asked: Sequence[Asked], right: Sequence[bool], labeller: Labeller, resplits: int, seed: int, progress: Update
+) -> list[dict[str, Any]]:
+    """Risks on the second half of the questions, with thresholds certified on the first, over random halves.
+
+    The naive threshold is the laxest at which the share of errors among the questions that the model was fitted on
+    looks good enough: what one would pick without any theory.
+    """
+    risks: dict[tuple[Kind, float], list[tuple[float, float, float]]] = {}
+    random = np.random.default_rng(seed + 1)
+    for number in range(resplits):
+        progress(number, resplits, "promises")
+        order = random.permutation(len(asked)).tolist()
+        half = len(order) // 2
+        cut = round((1 - THRESHOLD_SHARE) * half)
+        parts = [[asked[at] for at in part] for part in (order[:cut], order[cut:half], order[half:])]
+        wrong = [[not right[at] for at in part] for part in (order[:cut], order[cut:half], order[half:])]
+        calibration = fitted(parts[0], _SETUP, labeller)
+        scores = [serving_scores(calibration, part) for part in parts]
+        for kind in KINDS:
+            for alpha in ALPHAS:
+                promised = certify(scores[1], wrong[1], alpha=alpha, kind=kind, delta=DELTA).threshold
+                naive = _naive_threshold(scores[0], wrong[0], alpha, kind)
+                risk, share = _risk(scores[2], wrong[2], promised, kind)
+                risks.setdefault((kind, alpha), []).append(
+                    (risk, _risk(scores[2], wrong[2], naive, kind)[0], share)
+                )
+    return [_promise(kind, alpha, rows, len(asked) - len(asked) // 2) for (kind, alpha), rows in risks.items()]
+
+
+def _promise(kind: Kind, alpha: float, rows: Sequence[tuple[float, float, float]], tested: int) -> dict[str, Any]:
+    found, naive, shares = zip(*rows, strict=True)
+    served = [max(1, round(share * tested)) if kind == "selective" else tested for share in shares]
+    return {
+        "kind": kind,
+        "alpha": alpha,
+        "delta": None if kind == "marginal" else DELTA,
+        "resplits": len(rows),
+        "mean_risk": fmean(found),
+        "naive_mean_risk": fmean(naive),
+        "violations": fmean(risk > alpha for risk in found),
+        "naive_violations": fmean(risk > alpha for risk in naive),
+        # of those, the ones that the finite test half does not explain at one in twenty
+        "clear_violations": fmean(_clearly_above(risk, n, alpha) for risk, n in zip(found, served, strict=True)),
+        "naive_clear_violations": fmean(_clearly_above(risk, tested, alpha) for risk in naive),
+        "local_share": fmean(shares),
+    }
+
+
+def _risk(
+    scores: Sequence[float], wrong: Sequence[bool], threshold: float | None, kind: Kind
+) -> tuple[float, float]:
+    """The risk of serving from a threshold on, and the share that is served."""
+    served = [bad for score, bad in zip(scores, wrong, strict=True) if threshold is not None and score >= threshold]
+    total = len(served) if kind == "selective" else len(scores)
+    return (sum(served) / total if total else 0.0), len(served) / len(scores)
+
+
+def _naive_threshold(scores: Sequence[float], wrong: Sequence[bool], alpha: float, kind: Kind) -> float | None:
+    passing = [score for score in sorted(set(scores)) if _risk(scores, wrong, score, kind)[0] <= alpha]
+    return min(passing, default=None)
+
+
+def _clearly_above(risk: float, trials: int, alpha: float) -> bool:
+    errors = round(risk * trials)
+    return errors > 0 and binomial_cdf(errors - 1, trials, alpha) >= 0.95
+
+
+# --- what routing gains -----------------------------------------------------------------------------
+
+
+def _routing(scores: Sequence[float], right: Sequence[bool], remote: Sequence[bool]) -> dict[str, Any]:
+    local, far = [float(each) for each in right], [float(each) for each in remote]
+    gain = bootstrap_statistic(gain_captured, scores, local, far, resamples=500)
+    points = cost_quality(scores, local, far)
+    wanted = [points[round(at * (len(points) - 1) / _CURVE)] for at in range(_CURVE + 1)]
+    return {
+        "always_remote": fmean(far),
+        "gain_captured": gain.value,
+        "gain_captured_interval": [gain.low, gain.high],
+        "curve": [{"remote_share": each.remote_share, "quality": each.quality} for each in wanted],
+        "oracle": [
+            {"remote_share": each.remote_share, "quality": each.quality}
+            for each in cost_quality([one - other for one, other in zip(local, far, strict=True)], local, far)
+        ],
+        "only_local_right": fmean(one > other for one, other in zip(local, far, strict=True)),
+        "only_remote_right": fmean(one < other for one, other in zip(local, far, strict=True)),
+    }
