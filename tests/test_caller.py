@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 import random
 import socket
+import subprocess
+import sys
 import time
 from collections import Counter
 from collections.abc import Generator, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Event, Lock
 
@@ -442,3 +445,46 @@ def test_the_json_of_a_request_is_longer_than_its_tokens_can_be(file: Database) 
     body = FakeRemote().preview((Message("user", "é" * 10),), max_tokens=1)
     assert len(body) > 20
     assert json.loads(body)["messages"][0]["content"] == "é" * 10
+
+
+def test_threads_that_share_a_caller_share_its_budget(file: Database) -> None:
+    with Loopback(loopback.completion("Paris")) as server:
+        caller = Caller(OpenAIRemote(server.url, "m"), file, Budget.parse("3calls/day"))
+
+        def ask(_: int) -> bool:
+            try:
+                return finish(caller.stream(QUESTION, max_tokens=9)).text == "Paris"
+            except BudgetError:
+                return False
+
+        with ThreadPoolExecutor(8) as pool:
+            assert sum(pool.map(ask, range(16))) == 3
+        assert len(server.requests) == 3
+
+
+KILLED = """
+import sys
+from edge_sdk.fallback.caller import Caller
+from edge_sdk.fallback.remote import OpenAIRemote
+from edge_sdk.records import Message
+from edge_sdk.storage.store import Store
+
+with Store.open(sys.argv[1]) as store:
+    caller = Caller(OpenAIRemote(sys.argv[2], "m"), store.database)
+    for piece in caller.stream((Message("user", "Who?"),), max_tokens=9):
+        print(piece, flush=True)
+"""
+
+
+def test_a_process_that_is_killed_within_a_call_leaves_its_cost_behind(file: Database) -> None:
+    with Loopback(loopback.hang(head(), delta("Par"))) as server:
+        root = Path(ledger.__file__).parents[2]
+        arguments = [sys.executable, "-c", KILLED, str(file.path), server.url]
+        with subprocess.Popen(arguments, cwd=root, stdout=subprocess.PIPE, text=True) as worker:
+            assert worker.stdout is not None
+            assert worker.stdout.readline() == "Par\n"
+            worker.kill()
+    (row,) = entries(file)
+    assert (row.state, row.completion_tokens) == ("reserved", 9)
+    with pytest.raises(BudgetError):
+        finish(Caller(FakeRemote(["x"]), file, Budget.parse("1calls/day")).stream(QUESTION, max_tokens=9))

@@ -8,6 +8,7 @@ import pytest
 
 from edge_sdk.errors import (
     BudgetError,
+    ConfigError,
     EdgeError,
     OfflineError,
     RemoteError,
@@ -164,7 +165,8 @@ def test_tries_are_further_and_further_apart(box: Outbox, clock: Clock) -> None:
 
 
 @pytest.mark.parametrize(
-    "error", [RemoteUnreachableError("no route"), BudgetError("none left"), OfflineError("no")]
+    "error",
+    [RemoteUnreachableError("no route"), BudgetError("none left"), OfflineError("no"), ConfigError("no key")],
 )
 def test_what_would_stop_the_next_one_too_ends_the_flush(box: Outbox, error: EdgeError) -> None:
     put(box, 3)

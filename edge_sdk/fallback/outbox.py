@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 from ..errors import (
     BudgetError,
+    ConfigError,
     EdgeError,
     OfflineError,
     RemoteError,
@@ -37,7 +38,7 @@ LIFETIME = 7 * 86_400.0  # seconds until a question that was not answered is dro
 _FIRST_PAUSE, _LONGEST_PAUSE = 60.0, 6 * 3600.0
 _LEASE = 900.0  # seconds after which a sending process is taken for dead; longer than any deadline
 # They stop a flush: the next question would meet the same.
-_NOT_NOW = (RemoteUnreachableError, RemotePausedError, BudgetError, OfflineError)
+_NOT_NOW = (RemoteUnreachableError, RemotePausedError, BudgetError, OfflineError, ConfigError)
 _COLUMNS = "id, created_at, expires_at, payload, idempotency_key, policy, attempts, next_try_at, state, result"
 
 
