@@ -24,11 +24,25 @@ _PRIOR = 4.0  # questions of average success that are added to those near
 
 @dataclass(frozen=True, slots=True)
 class Neighbours:
-    """Calibration questions, their vectors [n, d] (float32, length 1) and whether the local answer was right."""
+    """Calibration questions, whether the local answer was right, and their vectors [n, d] (float32, length 1).
+
+    The vectors follow from `codes` (int8), which are kept: rounding them a second time would not give the same.
+    """
 
     questions: tuple[str, ...]
     right: NDArray[np.bool_]
+    codes: NDArray[np.int8]
     vectors: NDArray[np.float32]
+
+    @classmethod
+    def of(cls, questions: Sequence[str], right: NDArray[np.bool_], codes: NDArray[np.int8]) -> Neighbours:
+        """Neighbours with the vectors that these codes stand for."""
+        return cls(tuple(questions), right, codes, unit_rows(codes.astype(np.float32)))
+
+    @property
+    def dimension(self) -> int:
+        """Length of a vector."""
+        return int(self.codes.shape[1])
 
     def nearest(self, vector: NDArray[np.float32], k: int) -> list[Neighbour]:
         """The k nearest by cosine, the nearest first."""
@@ -59,33 +73,36 @@ class Neighbours:
 
     def to_json(self) -> dict[str, Any]:
         """Texts, labels, and the vectors as base64 of int8 rows."""
-        codes = np.rint(self.vectors * 127).astype(np.int8)
         return {
             "questions": list(self.questions),
             "right": [bool(each) for each in self.right],
-            "dimension": self.vectors.shape[1],
-            "codes": b64encode(codes.tobytes()).decode(),
+            "dimension": self.dimension,
+            "codes": b64encode(self.codes.tobytes()).decode(),
         }
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Neighbours:
         """What `to_json` gave; raises `KeyError`, `TypeError` or `ValueError` for anything else."""
-        questions = tuple(str(each) for each in value["questions"])
-        codes = np.frombuffer(b64decode(value["codes"], validate=True), np.int8)
-        vectors = codes.reshape(len(questions), int(value["dimension"])).astype(np.float32)
-        right = np.array([bool(each) for each in value["right"]], bool)
+        questions, right, dimension = value["questions"], value["right"], value["dimension"]
+        if not (_are(str, questions) and _are(bool, right) and _are(int, [dimension]) and dimension >= 0):
+            raise ValueError("questions, labels or the dimension have the wrong form")
         if len(right) != len(questions):
-            raise ValueError("as many labels as questions")
-        return cls(questions, right, unit_rows(vectors))
+            raise ValueError(f"{len(right)} labels for {len(questions)} questions")
+        codes = np.frombuffer(b64decode(value["codes"], validate=True), np.int8)
+        return cls.of(questions, np.array(right, bool), codes.reshape(len(questions), dimension))
+
+
+def gather(questions: Sequence[str], right: Sequence[bool], vectors: NDArray[np.float32]) -> Neighbours:
+    """Neighbours of these questions, given unit vectors [n, d], as they will be when read from a file again."""
+    codes = np.rint(np.clip(vectors, -1, 1) * 127).astype(np.int8)
+    return Neighbours.of(questions, np.asarray(right, bool), codes)
 
 
 def unit_rows(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Rows of length 1, as they are after a round trip through 8 bits; zeros stay zeros."""
+    """Rows of length 1; zeros stay zeros."""
     lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
     return np.asarray(vectors / np.where(lengths, lengths, 1), np.float32)
 
 
-def gather(questions: Sequence[str], right: Sequence[bool], vectors: NDArray[np.float32]) -> Neighbours:
-    """Neighbours of these questions, with vectors as they will be when they are read from a file again."""
-    exact = Neighbours(tuple(questions), np.asarray(right, bool), np.asarray(vectors, np.float32))
-    return Neighbours.from_json(exact.to_json())
+def _are(kind: type, values: object) -> bool:
+    return isinstance(values, list) and all(type(value) is kind for value in values)
