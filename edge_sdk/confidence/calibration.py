@@ -9,8 +9,8 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
-from math import isfinite
 from pathlib import Path
 from typing import Any, cast
 
@@ -22,6 +22,7 @@ from .setup import Setup
 from .signals import STAGES, Stage
 
 VERSION = 1
+_LARGEST = 1e9
 _HINT = "run `edge calibrate` again"
 
 
@@ -74,7 +75,7 @@ class Calibration:
         return Estimate.of(scale.slope * estimate.intercept + scale.shift, scaled)
 
     def serves(self, probability: float) -> bool:
-        """Whether an answer with this probability may be served; without a certificate nothing speaks against it."""
+        """Whether an answer with this probability may be served; without a certificate any may."""
         return self.certificate is None or self.certificate.serves(probability)
 
     def with_certificate(self, certificate: Certificate | None) -> Calibration:
@@ -113,18 +114,21 @@ class Calibrations:
 
     def save(self, calibration: Calibration) -> Path:
         """Write a calibration in place of an older one of the same set-up, whole or not at all."""
-        self.folder.mkdir(parents=True, exist_ok=True)
         path = self.path(calibration.setup)
         temporary = path.with_name(f".{path.name}.{os.getpid()}")
         try:
+            text = json.dumps(_to_json(calibration), allow_nan=False)
+            self.folder.mkdir(parents=True, exist_ok=True)
             with temporary.open("w", encoding="utf-8") as file:
-                json.dump(_to_json(calibration), file, allow_nan=False)
+                file.write(text)
                 file.flush()
                 os.fsync(file.fileno())
             temporary.replace(path)
-        except OSError as error:
-            temporary.unlink(missing_ok=True)
-            raise CalibrationError(f"{path} cannot be written: {error.strerror}") from error
+        except (OSError, ValueError) as error:
+            with suppress(OSError):
+                temporary.unlink()
+            reason = error.strerror if isinstance(error, OSError) else error
+            raise CalibrationError(f"{path} cannot be written: {reason}") from error
         return path
 
 
@@ -137,6 +141,8 @@ def load(path: Path, setup: Setup | None = None) -> Calibration:
         calibration = _from_json(values)
     except OSError as error:
         raise CalibrationError(f"{path} cannot be read: {error.strerror}") from error
+    except CalibrationError as error:
+        raise CalibrationError(f"{path}: {error.message}", hint=_HINT) from error
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError) as error:
         reason = " ".join(str(error).split())[:100]
         raise CalibrationError(
@@ -172,20 +178,20 @@ def _from_json(values: Mapping[str, Any]) -> Calibration:
     certificate = values["certificate"]
     models = {stage: _model_from_json(values["models"][stage], stage) for stage in STAGES}
     return Calibration(
-        setup=Setup({str(name): str(part) for name, part in values["setup"].items()}),
-        created=str(values["created"]),
-        labels=str(values["labels"]),
-        n=int(values["n"]),
+        setup=Setup({name: _text(part) for name, part in values["setup"].items()}),
+        created=_text(values["created"]),
+        labels=_text(values["labels"]),
+        n=_count(values["n"]),
         models=models,
         tasks={
-            str(name): TaskScale(_finite(slope), _finite(shift), int(n))
+            name: TaskScale(_positive(slope), _finite(shift), _count(n))
             for name, (slope, shift, n) in values["tasks"].items()
         },
         hand_off_before=_finite_or_none(values["hand_off_before"]),
         hand_off_window=_finite_or_none(values["hand_off_window"]),
         certificate=None if certificate is None else Certificate.from_json(json.dumps(certificate)),
         held_out=tuple(
-            Label(_finite(probability), bool(right), None if remote is None else bool(remote))
+            Label(_share(probability), _flag(right), None if remote is None else _flag(remote))
             for probability, right, remote in values["held_out"]
         ),
         neighbours=Neighbours.from_json(values["neighbours"]),
@@ -203,9 +209,7 @@ def _model_from_json(values: Mapping[str, Any], stage: Stage) -> Logistic:
     for name, (mean, deviation, weight) in values["terms"].items():
         if name not in STAGES[stage]:
             raise ValueError(f"there is no signal {name!r} at the stage {stage!r}")
-        if _finite(deviation) <= 0:
-            raise ValueError(f"the deviation of {name!r} is {deviation}")
-        terms[cast(str, name)] = Term(_finite(mean), _finite(deviation), _finite(weight))
+        terms[cast(str, name)] = Term(_finite(mean), _positive(deviation), _finite(weight))
     steps = None
     if values["steps"] is not None:
         bounds, heights = ([_finite(each) for each in part] for part in values["steps"])
@@ -216,10 +220,41 @@ def _model_from_json(values: Mapping[str, Any], stage: Stage) -> Logistic:
 
 
 def _finite(value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not isfinite(value):
-        raise ValueError(f"{str(value)[:40]!r} is no finite number")
-    return float(value)
+    """A number that a fit may give; sums and products of such numbers stay finite."""
+    if type(value) not in (int, float) or not abs(cast(float, value)) <= _LARGEST:
+        raise ValueError(f"{str(value)[:40]!r} is not a number that a fit gives")
+    return float(cast(float, value))
 
 
 def _finite_or_none(value: object) -> float | None:
     return None if value is None else _finite(value)
+
+
+def _positive(value: object) -> float:
+    if _finite(value) <= 0:
+        raise ValueError(f"{value} is not above 0")
+    return _finite(value)
+
+
+def _share(value: object) -> float:
+    if not 0 <= _finite(value) <= 1:
+        raise ValueError(f"{value} is no probability")
+    return _finite(value)
+
+
+def _count(value: object) -> int:
+    if type(value) is not int or not 0 <= value <= _LARGEST:
+        raise ValueError(f"{str(value)[:40]!r} is no count")
+    return value
+
+
+def _flag(value: object) -> bool:
+    if not isinstance(value, bool):
+        raise ValueError(f"{str(value)[:40]!r} is neither true nor false")
+    return value
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f"{str(value)[:40]!r} is no text")
+    return value
