@@ -5,6 +5,7 @@ Knows nothing of engines or stores; what to drop when the context is full is dec
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from .records import Message
@@ -12,11 +13,12 @@ from .records import Message
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """One question as the user typed it, the message it became, and the reply."""
+    """One question as the user typed it, the message it became, the reply, and the labels of the passages used."""
 
     question: str
     user: Message
     assistant: Message
+    labels: tuple[str, ...] = ()
 
 
 class Conversation:
@@ -32,6 +34,11 @@ class Conversation:
         self._turns: list[Turn] = []
 
     @property
+    def turns(self) -> tuple[Turn, ...]:
+        """Every turn, oldest first."""
+        return tuple(self._turns)
+
+    @property
     def messages(self) -> tuple[Message, ...]:
         """Every turn as chat messages, oldest first, without a system message."""
         return tuple(message for turn in self._turns for message in (turn.user, turn.assistant))
@@ -41,9 +48,9 @@ class Conversation:
         """The question of the newest turn, as typed."""
         return self._turns[-1].question if self._turns else None
 
-    def append(self, question: str, user: Message, reply: str) -> None:
-        """Add a finished turn."""
-        self._turns.append(Turn(question, user, Message("assistant", reply)))
+    def append(self, question: str, user: Message, reply: str, labels: Iterable[str] = ()) -> None:
+        """Add a finished turn; `labels` are those of the passages in its prompt."""
+        self._turns.append(Turn(question, user, Message("assistant", reply), tuple(labels)))
 
     def drop_oldest(self) -> bool:
         """Forget the oldest turn; False when there was none."""

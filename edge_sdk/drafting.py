@@ -27,6 +27,7 @@ class Draft:
     prefill_ms: float | None = None
     decode_ms: float | None = None
     tokens: TokenCounts = field(default_factory=TokenCounts)
+    passages: tuple[Passage, ...] = ()
     usable: bool = False
 
 
@@ -59,13 +60,14 @@ class Drafter:
         yield from (Event("notice", text) for text in notices)
         options = GenerateOptions(max_tokens=manner.max_tokens)
         generation = self.engine.generate(prompt.text, options, manner.cancel)
+        read = tuple(hit.passage for hit in prompt.passages)
         pieces: list[str] = []
         shown = 0
         try:
             for token in generation:
                 pieces.append(token.text)
                 if judge.sees(token):
-                    return Draft(tokens=TokenCounts(prompt.tokens, 0, len(pieces)))
+                    return Draft(tokens=TokenCounts(prompt.tokens, 0, len(pieces)), passages=read)
                 if manner.hold is not None and len(pieces) > manner.hold and (text := "".join(pieces[shown:])):
                     shown = len(pieces)
                     yield Event("provisional", text)
@@ -78,13 +80,15 @@ class Drafter:
         judge.ends(cited.text, prompt.passages, finish_reason=end.finish_reason, refusal=refusal)
         served = judge.decision.route == "local" and end.finish_reason != "cancelled"
         if manner.conversation is not None and served:
-            manner.conversation.append(question, prompt.messages[-1], raw)
+            labels = [hit.passage.label for hit in prompt.passages]
+            manner.conversation.append(question, prompt.messages[-1], raw, labels)
         return Draft(
             cited,
             _reasons(prompt, cited, end.finish_reason),
             end.prefill_ms,
             end.decode_ms,
             TokenCounts(end.prompt_tokens, end.cached_tokens, end.completion_tokens),
+            read,
             usable=bool(cited.text) and not refusal,
         )
 

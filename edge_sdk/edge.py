@@ -21,17 +21,17 @@ from uuid import uuid4
 from .config import Settings, load_settings
 from .conversation import Conversation
 from .drafting import Draft, Drafter, Manner
-from .errors import CalibrationError, EdgeError, OfflineError, RemoteError, StoreError
+from .errors import CalibrationError, EdgeError, StoreError
+from .handoff import Handoff, Missed, Topic
 from .judge import Judge
-from .prompt import NOT_FOUND, Reading, Style
+from .privacy.gate import PrivacyPolicy, Withheld
+from .prompt import NOT_FOUND, NOT_SURE, Reading, Style
 from .records import (
     AddReport,
     Answer,
     Event,
     Hit,
-    Message,
     Timings,
-    TokenCounts,
 )
 from .route import Policy, decide_before
 
@@ -40,12 +40,13 @@ if TYPE_CHECKING:
     from .confidence.setup import Setup
     from .encoders.embed import Encoder
     from .engines.engine import Engine
+    from .fallback.caller import Caller
     from .fallback.remote import Remote
     from .ingest import Progress
+    from .privacy.gate import Consent
     from .storage.store import Store
 
 _UNCALIBRATED = "there is no calibration; `edge calibrate` makes one"
-_REMOTE_SYSTEM = "Answer the question briefly and truthfully. If you do not know, say so."
 
 
 class Edge:
@@ -62,16 +63,22 @@ class Edge:
         encoder: Callable[[], Encoder],
         engine: Callable[[], tuple[Engine, Reading]],
         *,
-        remote: Remote | None = None,
+        remote: Remote | Caller | None = None,
+        privacy: PrivacyPolicy | None = None,
+        consent: Consent | None = None,
         policy: Policy | None = None,
         calibrations: Calibrations | None = None,
     ) -> None:
         """`engine` gives the loaded model and how it reads documents best; without `calibrations` no answer has a
-        probability.
+        probability. Nothing leaves the device unless there is a `remote` and `privacy` has another mode than
+        `local_only`; then `policy` is by default to ask it when unsure.
         """
         self.store = store
         self.remote = remote
-        self.policy = policy or Policy()
+        self.privacy = privacy or PrivacyPolicy()
+        self.consent = consent
+        asks = remote is not None and self.privacy.mode != "local_only"
+        self.policy = policy or Policy("remote" if asks else "abstain")
         self.calibrations = calibrations
         self._calibrated: dict[str, tuple[Calibration | None, str]] = {}  # by the set-up's fingerprint
         self._open_encoder, self._open_engine = encoder, engine
@@ -83,23 +90,32 @@ class Edge:
         *,
         settings: Settings | None = None,
         policy: Policy | None = None,
+        consent: Consent | None = None,
         **flags: object,
     ) -> Edge:
         """Open the store (made when missing) with the models and the remote that the settings name.
 
         `flags` are fields of `Settings` (`model="qwen"`, `offline=True`). Raises `EdgeError` with the next
-        step when a model is missing, the store was made with another encoder, and so on.
+        step when a model is missing, the store was made with another encoder, and so on. `consent` is asked in the
+        privacy mode `ask`, with the exact payload.
         """
         from .confidence.calibration import Calibrations
-        from .fallback.remote import remote_from_settings
-        from .loading import load_encoder, load_engine, open_store
+        from .loading import load_caller, load_encoder, load_engine, load_policy, open_store
 
         settings = settings or load_settings({"store": store, **flags})
+        privacy, opened = load_policy(settings), open_store(settings)
+        try:
+            caller = load_caller(settings, opened)
+        except BaseException:
+            opened.close()
+            raise
         return cls(
-            open_store(settings),
+            opened,
             lambda: load_encoder(settings),
             lambda: load_engine(settings),
-            remote=remote_from_settings(settings),
+            remote=caller,
+            privacy=privacy,
+            consent=consent,
             policy=policy,
             calibrations=Calibrations(settings.home / "calibrations"),
         )
@@ -187,30 +203,34 @@ class Edge:
         yield Event("retrieved", hits=tuple(hits))
 
         judge = self._judge(query, hits, style, k, task)
-        draft = Draft()
-        if judge.decision.route == "local":
+        draft = Draft(passages=tuple(hit.passage for hit in hits))
+        reasons = judge.decision.reasons
+        found: Answer | Missed | None = None
+        if self.privacy.mode == "prefer_remote" and self.remote is not None:
+            preferred = ("the remote is preferred",)
+            found = yield from self._hand_off(question, draft, preferred, conversation, cancel)
+        if judge.decision.route == "local" and not isinstance(found, Answer):
             manner = Manner(style, max_tokens, conversation, cancel, hold)
             draft = yield from self._drafter.draft(question, hits, judge, manner)
             timings = replace(timings, prefill_ms=draft.prefill_ms, decode_ms=draft.decode_ms)
-        answer = self._abstain(judge.decision.reasons, draft.tokens)
-        if judge.decision.route == "local":
-            answer = self._local(judge, draft)
-        elif judge.decision.route == "remote" and self.remote is not None:
-            yield Event("handoff", judge.decision.reasons[-1])
-            try:
-                reply = yield from self._ask_remote(self.remote, question, cancel)
-            except (RemoteError, OfflineError) as error:
-                failed = f"remote failed: {error}"
-                answer = self._abstain((*judge.decision.reasons, failed), draft.tokens)
-                if draft.usable:
-                    answer = self._local(judge, draft, failed, "so this is the local answer, unsure as it is")
-            else:
-                timings = replace(timings, remote_ms=reply.timings.remote_ms)
-                answer = replace(reply, reasons=(*judge.decision.reasons, *reply.reasons))
+            reasons = judge.decision.reasons
+        if judge.decision.route == "remote" and found is None:
+            found = yield from self._hand_off(question, draft, reasons, conversation, cancel)
+        missed = (found.reason,) if isinstance(found, Missed) else ()
+        if isinstance(found, Answer):
+            answer = found
+        elif judge.decision.route == "local":
+            answer = self._local(judge, draft, *missed)
+        elif missed and draft.usable:
+            answer = self._local(judge, draft, *missed, "so this is the local answer, unsure as it is")
+        else:
+            answer = self._abstain((*reasons, *missed), draft)
+            if isinstance(found, Missed) and found.queued:
+                answer = replace(answer, route="queued")
         answer = replace(
             answer,
             reasons=(*note, *answer.reasons),
-            timings=timings,
+            timings=replace(timings, remote_ms=answer.timings.remote_ms),
             hits=tuple(hits),
             signals=dict(judge.signals),
             explanation=judge.explanation,
@@ -291,27 +311,52 @@ class Edge:
             return replace(answer, id="", reasons=(*answer.reasons, f"the decision was not kept: {error}"))
         return answer
 
-    def _ask_remote(self, remote: Remote, question: str, cancel: Flag | None) -> Generator[Event, None, Answer]:
-        """Send the question, and nothing from the documents."""
-        messages = (Message("system", _REMOTE_SYSTEM), Message("user", question))
-        stream = remote.complete(messages, max_tokens=1024, cancel=cancel)
-        try:
-            for piece in stream:
-                yield Event("provisional", piece)
-        finally:
-            stream.close()
-        reply = stream.reply
-        return Answer(
-            text=reply.text.strip(),
-            citations=(),
-            probability=None,
-            route="remote",
-            reasons=() if reply.finish_reason == "stop" else (f"the remote ended with {reply.finish_reason}",),
-            timings=Timings(remote_ms=reply.milliseconds),
-            tokens=TokenCounts(reply.prompt_tokens or 0, 0, reply.completion_tokens or 0),
-            model=reply.model,
-            left_device={"question": len(question)},
-        )
+    @cached_property
+    def _handoff(self) -> Handoff | None:
+        """The way to the remote; None without one."""
+        from .fallback.caller import Caller
+        from .fallback.learned import LearnedAnswers
+        from .fallback.outbox import Outbox
+
+        if self.remote is None:
+            return None
+        database = self.store.database
+        caller = self.remote if isinstance(self.remote, Caller) else Caller(self.remote, database)
+        learned = LearnedAnswers(database, self.encoder.fingerprint)
+        return Handoff(caller, self.privacy, Outbox(database), learned, self.consent)
+
+    def _hand_off(
+        self,
+        question: str,
+        draft: Draft,
+        reasons: tuple[str, ...],
+        conversation: Conversation | None,
+        cancel: Flag | None,
+    ) -> Generator[Event, None, Answer | Missed]:
+        """An answer from elsewhere, learned or remote, or why there is none.
+
+        `reasons` are those for handing off, the last one decided.
+        """
+        if self._handoff is None:
+            return Missed("no remote is configured")
+        topic = Topic(question, self.encoder.encode([question])[0], draft.passages, conversation)
+        found: Answer | Missed | None = self._handoff.recall(topic)
+        if found is None:
+            outgoing = self._handoff.prepare(topic)
+            if isinstance(outgoing, Withheld):
+                return Missed(outgoing.reason)
+            yield Event("handoff", reasons[-1])
+            pieces = self._handoff.send(outgoing, topic, cancel)
+            try:
+                while True:
+                    yield Event("provisional", next(pieces))
+            except StopIteration as end:
+                found = end.value
+            finally:
+                pieces.close()
+        if isinstance(found, Answer):
+            return replace(found, reasons=(*reasons, *found.reasons))
+        return found or Missed("the remote gave nothing")
 
     def _local(self, judge: Judge, draft: Draft, *more: str) -> Answer:
         why = judge.explanation
@@ -328,15 +373,15 @@ class Edge:
             dropped_citations=draft.cited.dropped,
         )
 
-    def _abstain(self, reasons: tuple[str, ...], tokens: TokenCounts) -> Answer:
+    def _abstain(self, reasons: tuple[str, ...], draft: Draft) -> Answer:
         return Answer(
-            text=NOT_FOUND,
+            text=NOT_SURE if draft.usable else NOT_FOUND,
             citations=(),
             probability=None,
             route="abstain",
             reasons=reasons,
             timings=Timings(),
-            tokens=tokens,
+            tokens=draft.tokens,
             model="",
         )
 

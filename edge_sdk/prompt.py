@@ -15,6 +15,7 @@ from .records import Hit, Message
 Style = Literal["full", "brief"]
 
 NOT_FOUND = "The documents do not say."
+NOT_SURE = "The answer found is too uncertain to be given."
 
 
 @dataclass(frozen=True, slots=True)

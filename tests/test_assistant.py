@@ -120,7 +120,7 @@ def test_a_chat_keeps_what_was_said_and_can_undo(edge: Run, tmp_path: Path) -> N
 def test_only_an_unsupported_question_leaves_the_device_and_nothing_else(edge: Run, tmp_path: Path) -> None:
     edge("add", str(tmp_path / "manual.md"))
     with Loopback(completion("The Soviet ", "Union.")) as server:
-        remote = ("--remote", server.url, "--remote-model", "big", "--when-unsure", "remote", "--json")
+        remote = ("--remote", server.url, "--remote-model", "big", "--privacy", "prefer_local", "--json")
         assert last(edge("ask", QUESTION, *remote))["route"] == "local"
         assert server.requests == []
         document = last(edge("ask", ELSEWHERE, *remote, EDGE_REMOTE_KEY="sk-canary"))
@@ -135,7 +135,7 @@ def test_only_an_unsupported_question_leaves_the_device_and_nothing_else(edge: R
 def test_a_failing_remote_is_a_reason_and_not_an_error(edge: Run, tmp_path: Path, status: int) -> None:
     edge("add", str(tmp_path / "manual.md"))
     with Loopback(answer(status, "busy")) as server:
-        remote = ("--remote", server.url, "--remote-model", "big", "--when-unsure", "remote", "--json")
+        remote = ("--remote", server.url, "--remote-model", "big", "--privacy", "prefer_local", "--json")
         document = last(edge("ask", ELSEWHERE, *remote))
     assert document["route"] == "abstain"
     assert str(status) in document["reasons"][-1]  # type: ignore[index]

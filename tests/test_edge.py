@@ -15,6 +15,8 @@ from edge_sdk.edge import Edge
 from edge_sdk.errors import ContextOverflowError, OfflineError, RemoteTimeoutError
 from edge_sdk.fakes import FakeEncoder, FakeEngine
 from edge_sdk.fallback.remote import FakeRemote
+from edge_sdk.handoff import MAX_TOKENS
+from edge_sdk.privacy.gate import PrivacyPolicy
 from edge_sdk.prompt import NOT_FOUND, Reading
 from edge_sdk.records import Event
 from edge_sdk.route import Policy
@@ -23,6 +25,7 @@ from edge_sdk.storage.store import Store
 MANUAL = "# Pump\n\nPress the red button to reset the pump. The tank holds four litres of water.\n"
 SECRET = "The alarm code is 4711-zebra."
 QUESTION = "How do I reset the pump?"
+OPEN = PrivacyPolicy("prefer_local")
 
 Make = Callable[..., Edge]
 
@@ -96,7 +99,7 @@ def test_an_empty_store_abstains_without_loading_a_model(tmp_path: Path) -> None
 
 def test_when_unsure_remote_sends_the_question_and_nothing_else(make: Make) -> None:
     remote = FakeRemote(["Nobody ", "knows."])
-    edge = make(remote=remote, policy=Policy("remote"))
+    edge = make(remote=remote, privacy=OPEN)
     events = list(edge.stream("Who won the chess olympiad?"))
     answer = events[-1].answer
     assert answer is not None
@@ -110,7 +113,7 @@ def test_when_unsure_remote_sends_the_question_and_nothing_else(make: Make) -> N
 
 def test_a_supported_question_never_reaches_the_remote(make: Make) -> None:
     remote = FakeRemote()
-    assert make(remote=remote, policy=Policy("remote")).ask(QUESTION).route == "local"
+    assert make(remote=remote, privacy=OPEN).ask(QUESTION).route == "local"
     assert remote.requests == []
 
 
@@ -124,9 +127,70 @@ def test_a_configured_remote_is_not_asked_unless_the_policy_says_so(make: Make) 
     "error", [RemoteTimeoutError("no reply within 60 s"), OfflineError("offline is set; nothing was sent")]
 )
 def test_a_failing_remote_leaves_an_abstention_with_the_reason(make: Make, error: Exception) -> None:
-    answer = make(remote=FakeRemote(error), policy=Policy("remote")).ask("Who won the chess olympiad?")  # type: ignore[arg-type]
-    assert (answer.route, answer.text) == ("abstain", NOT_FOUND)
+    answer = make(remote=FakeRemote(error), privacy=OPEN).ask("Who won the chess olympiad?")  # type: ignore[arg-type]
+    assert answer.text == NOT_FOUND
+    assert answer.route == ("queued" if isinstance(error, OfflineError) else "abstain")
     assert str(error) in answer.reasons[-1]
+
+
+def test_in_the_default_privacy_mode_nothing_leaves_whatever_the_policy_says(make: Make) -> None:
+    remote = FakeRemote(["Never."])
+    answer = make(remote=remote, policy=Policy("remote")).ask("Who won the chess olympiad?")
+    assert (answer.route, dict(answer.left_device)) == ("abstain", {})
+    assert "local_only" in answer.reasons[-1]
+    assert remote.requests == []
+
+
+def test_a_private_passage_in_the_prompt_keeps_the_turn_on_the_device(make: Make, tmp_path: Path) -> None:
+    remote = FakeRemote(["Never."])
+    edge = make("The documents do not say.", remote=remote, privacy=OPEN)
+    assert edge.store.set_label(str(tmp_path / "manual.md"), "private")
+    answer = edge.ask(QUESTION)
+    assert answer.route == "abstain"
+    assert "private" in answer.reasons[-1]
+    assert remote.requests == []
+
+
+def test_private_values_come_back_in_the_reply_and_never_leave(make: Make) -> None:
+    remote = FakeRemote(["Write to EMA", "IL_1 then."])
+    events = list(make(remote=remote, privacy=OPEN).stream("Who at jo@firm.example won the chess olympiad?"))
+    answer = events[-1].answer
+    assert answer is not None
+    assert answer.text == "Write to jo@firm.example then."
+    assert "".join(event.text for event in events if event.kind == "provisional") == answer.text
+    assert "jo@firm" not in str(remote.requests)
+
+
+def test_an_accepted_remote_answer_is_given_again_without_a_call(make: Make) -> None:
+    remote = FakeRemote(["Ding Liren"], ["Ding Liren"], ["Somebody else"])
+    edge = make(remote=remote, privacy=OPEN)
+    routes = [edge.ask("Who won the chess olympiad in 2018?").route for _ in range(3)]
+    assert routes == ["remote", "remote", "local"]
+    known = edge.ask("Who won the chess olympiad in 2018?")
+    assert known.text == "Ding Liren"
+    assert any("not from your documents" in reason for reason in known.reasons)
+    assert not known.citations
+    assert edge.ask("Who won the chess olympiad in 2022?").text == "Somebody else"
+    assert len(remote.requests) == 3
+
+
+def test_in_mode_ask_the_user_sees_the_exact_bytes(make: Make) -> None:
+    seen: list[bytes] = []
+    remote = FakeRemote(["Nobody."])
+    edge = make(
+        remote=remote, privacy=PrivacyPolicy("ask"), consent=lambda outgoing: seen.append(outgoing.payload) or True
+    )
+    assert edge.ask("Who won the chess olympiad?").route == "remote"
+    assert seen == [remote.preview(remote.requests[0], max_tokens=MAX_TOKENS)]
+
+
+def test_preferring_the_remote_asks_it_first_and_falls_back_to_the_documents(make: Make) -> None:
+    remote = FakeRemote(["From afar."], RemoteTimeoutError("no reply within 60 s"))
+    edge = make(remote=remote, privacy=PrivacyPolicy("prefer_remote"))
+    assert edge.ask(QUESTION).text == "From afar."
+    answer = edge.ask("Where is the red button?")
+    assert (answer.route, answer.text) == ("local", "Press the red button [1].")
+    assert any("no reply within 60 s" in reason for reason in answer.reasons)
 
 
 def test_invented_citations_are_dropped_counted_and_said(make: Make) -> None:
@@ -207,5 +271,5 @@ def test_settings_reach_the_parts(tmp_path: Path) -> None:
     )
     with Edge.open(settings=settings) as edge:
         assert edge.remote is not None
-        assert edge.remote.model == "m"
+        assert edge.remote.remote.model == "m"
         assert edge.store.path == tmp_path / "s.db"

@@ -22,7 +22,7 @@ ROWS = (
     "retrieval ingest fallback",
     "confidence",
     "route loading doctor",
-    "judge",
+    "judge handoff",
     "drafting",
     "edge",
     "bench",

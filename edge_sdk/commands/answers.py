@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from threading import Event as Flag
+from typing import Any
 
 import click
 
@@ -14,11 +15,15 @@ from ..config import Settings
 from ..conversation import Conversation
 from ..edge import Edge
 from ..errors import ConfigError
+from ..privacy.gate import Outgoing
 from ..records import Answer, Citation, Event
-from ..route import Policy
+from ..route import Policy, WhenUnsure
 from .options import cancel_on_interrupt, console, options, print_json
 
-_MODELS = ("store", "model", "encoder", "context", "threads", "remote", "remote_model", "remote_key_file")
+_MODELS = (
+    *("store", "model", "encoder", "context", "threads"),
+    *("remote", "remote_model", "remote_key_file", "remote_prices", "budget", "privacy", "privacy_send"),
+)
 
 
 def _answer_options(function: click.decorators.FC) -> click.decorators.FC:
@@ -26,10 +31,11 @@ def _answer_options(function: click.decorators.FC) -> click.decorators.FC:
         click.option(
             "--when-unsure",
             type=click.Choice(["abstain", "local", "remote"]),
-            default="abstain",
-            show_default=True,
-            help="What to do when the documents do not support an answer.",
+            help="What to do with a doubtful answer; default: ask a remote if there is one and --privacy lets it.",
         ),
+        click.option("--task", default="", help="The kind of question, for a calibration that knows several."),
+        click.option("--why", is_flag=True, help="Explain the decision: signals, threshold, what was sent."),
+        click.option("--hold", is_flag=True, help="Show nothing before the decision on the whole answer."),
         click.option("--max-tokens", default=256, show_default=True, type=click.IntRange(1, 8192)),
         click.option("--brief", is_flag=True, help="Only the words of the answer."),
         click.option("-k", default=8, show_default=True, type=click.IntRange(1, 50), help="Passages to consider."),
@@ -38,41 +44,64 @@ def _answer_options(function: click.decorators.FC) -> click.decorators.FC:
     return function
 
 
+@dataclass(frozen=True, slots=True)
+class _Manner:
+    """How `ask` and `chat` answer: their common options."""
+
+    when_unsure: WhenUnsure | None
+    max_tokens: int
+    brief: bool
+    k: int
+    task: str
+    why: bool
+    hold: bool
+
+    def events(
+        self, edge: Edge, question: str, cancel: Flag, conversation: Conversation | None = None
+    ) -> Iterator[Event]:
+        return edge.stream(
+            question,
+            style="brief" if self.brief else "full",
+            max_tokens=self.max_tokens,
+            k=self.k,
+            conversation=conversation,
+            cancel=cancel,
+            task=self.task,
+            hold=None if self.hold else 0,
+        )
+
+
 @click.command()
 @click.argument("question")
 @_answer_options
 @options(*_MODELS)
-def ask_command(
-    settings: Settings, question: str, when_unsure: str, max_tokens: int, brief: bool, k: int, as_json: bool
-) -> int:
+def ask_command(settings: Settings, question: str, as_json: bool, **manner: Any) -> int:
     """Answer QUESTION from the documents, with citations, or say that they do not hold the answer.
 
-    Nothing leaves the device unless a remote is given and --when-unsure is `remote`; then the question alone
-    is sent, and only when the documents do not support an answer.
+    Nothing leaves the device unless a remote is given and --privacy is not `local_only`; then the question is sent,
+    redacted, when the documents do not support an answer or the local one is not sure enough (`edge calibrate`).
     """
-    with _open(settings, when_unsure) as edge, cancel_on_interrupt() as cancel:
-        events = edge.stream(
-            question, style="brief" if brief else "full", max_tokens=max_tokens, k=k, cancel=cancel
-        )
-        answer = _show(events, quiet=as_json)
+    how = _Manner(**manner)
+    with _open(settings, how, as_json) as edge, cancel_on_interrupt() as cancel:
+        answer = _show(how.events(edge, question, cancel), quiet=as_json)
     if as_json:
         print_json(_as_document(question, answer))
     else:
-        _show_evidence(answer)
+        _show_evidence(answer, why=how.why)
     return 130 if cancel.is_set() else 0
 
 
 @click.command()
 @_answer_options
 @options(*_MODELS)
-def chat_command(settings: Settings, when_unsure: str, max_tokens: int, brief: bool, k: int, as_json: bool) -> None:
+def chat_command(settings: Settings, as_json: bool, **manner: Any) -> None:
     """Ask question after question; what was said before is kept. `/undo` takes a turn back, `/quit` ends.
 
     Questions are read from standard input, one a line. Ctrl-C stops an answer, Ctrl-D ends the chat. With
     --json each answer is one line of JSON.
     """
-    conversation = Conversation()
-    with _open(settings, when_unsure) as edge:
+    conversation, how = Conversation(), _Manner(**manner)
+    with _open(settings, how, as_json) as edge:
         if not as_json:
             counts = edge.store.counts()
             console().print(f"[dim]{counts.documents} documents, {edge.engine.name}; /undo, /quit[/dim]")
@@ -83,40 +112,32 @@ def chat_command(settings: Settings, when_unsure: str, max_tokens: int, brief: b
                 click.echo("forgotten" if conversation.undo() else "nothing to undo", err=True)
                 continue
             with cancel_on_interrupt() as cancel:
-                answer = _answer(edge, conversation, question, brief, max_tokens, k, cancel, as_json)
+                answer = _show(how.events(edge, question, cancel, conversation), quiet=as_json)
             if as_json:
                 print_json(_as_document(question, answer))
             else:
-                _show_evidence(answer)
+                _show_evidence(answer, why=how.why)
 
 
-def _answer(
-    edge: Edge,
-    conversation: Conversation | None,
-    question: str,
-    brief: bool,
-    max_tokens: int,
-    k: int,
-    cancel: Flag,
-    quiet: bool,
-) -> Answer:
-    events = edge.stream(
-        question,
-        style="brief" if brief else "full",
-        max_tokens=max_tokens,
-        k=k,
-        conversation=conversation,
-        cancel=cancel,
-    )
-    return _show(events, quiet=quiet)
-
-
-def _open(settings: Settings, when_unsure: str) -> Edge:
-    if when_unsure == "remote" and not settings.remote:
+def _open(settings: Settings, how: _Manner, as_json: bool) -> Edge:
+    if how.when_unsure == "remote" and not settings.remote:
         raise ConfigError("--when-unsure remote needs a remote", hint="give --remote URL and --remote-model NAME")
+    if how.when_unsure == "remote" and settings.privacy == "local_only":
+        raise ConfigError(
+            "--when-unsure remote, but the privacy mode is local_only: nothing may leave this device",
+            hint="give --privacy ask, prefer_local or prefer_remote",
+        )
     if not settings.store.exists():
         raise ConfigError(f"there is no store at {settings.store}", hint="run `edge add PATH` first")
-    return Edge.open(settings=settings, policy=Policy(when_unsure=when_unsure))  # type: ignore[arg-type]
+    policy = Policy(how.when_unsure) if how.when_unsure else None
+    asks = sys.stdin.isatty() and not as_json
+    return Edge.open(settings=settings, policy=policy, consent=_consent if asks else None)
+
+
+def _consent(outgoing: Outgoing) -> bool:
+    """Show exactly what would be sent, and ask."""
+    click.echo("\nThis would be sent:\n" + outgoing.payload.decode("utf-8", "replace"), err=True)
+    return click.confirm("Send it?", err=True)
 
 
 def _questions(*, prompt: bool) -> Iterator[str]:
@@ -158,7 +179,7 @@ def _show(events: Iterator[Event], *, quiet: bool) -> Answer:
     raise AssertionError("a stream ends with a final event")
 
 
-def _show_evidence(answer: Answer) -> None:
+def _show_evidence(answer: Answer, *, why: bool = False) -> None:
     from rich.markup import escape
 
     out = console()
@@ -182,11 +203,16 @@ def _show_evidence(answer: Answer) -> None:
         )
         if value is not None
     ]
-    probability = "unknown" if answer.probability is None else f"{answer.probability:.2f}"
-    out.print(f"  [dim]{answer.route}{f' ({answer.model})' if answer.model else ''}, probability {probability}; "
+    probability = ""
+    if answer.route == "local":
+        probability = ", probability " + ("unknown" if answer.probability is None else f"{answer.probability:.2f}")
+    out.print(f"  [dim]{answer.route}{f' ({answer.model})' if answer.model else ''}{probability}; "
               f"{', '.join(parts)}{decode_rate}[/dim]")  # fmt: skip
-    for reason in answer.reasons:
-        out.print(f"  [dim]- {escape(reason)}[/dim]")
+    if why:
+        out.print("\n".join(f"  {line}" for line in answer.explain().splitlines()), markup=False, style="dim")
+    else:
+        for reason in answer.reasons:
+            out.print(f"  [dim]- {escape(reason)}[/dim]")
 
 
 def _place(citation: Citation) -> str:
@@ -218,6 +244,9 @@ def _as_document(question: str, answer: Answer) -> dict[str, object]:
         "model": answer.model,
         "dropped_citations": answer.dropped_citations,
         "left_device": dict(answer.left_device),
+        "id": answer.id,
+        "signals": dict(answer.signals),
+        "explanation": answer.explanation,
         "hits": [replace(hit, passage=replace(hit.passage, text=hit.passage.text[:80])) for hit in answer.hits],
     }
 

@@ -40,6 +40,12 @@ _OPTIONS: dict[str, Callable[[Command], Command]] = {
     ),
     "remote_prices": click.option("--remote-prices", help='Money for a million tokens, as "IN/OUT".'),
     "budget": click.option("--budget", help='The most to spend, as "0.50/day 9000tokens/day 20calls/month".'),
+    "privacy_send": click.option(
+        "--send",
+        "privacy_send",
+        type=click.Choice(["question", "selected", "all"]),
+        help="Of what may leave, how much.",
+    ),
     "privacy": click.option(
         "--privacy",
         type=click.Choice(["local_only", "prefer_local", "ask", "prefer_remote"]),

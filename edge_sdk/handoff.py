@@ -1,0 +1,178 @@
+"""From the decision to ask a remote to its answer: learned answers first, the privacy gate, the guarded call.
+
+Whatever stops it is a reason, and then nothing has left the device. Knows nothing of when to hand off, of local
+models or of prompts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from threading import Event as Flag
+from typing import TYPE_CHECKING
+from weakref import WeakKeyDictionary
+
+from .conversation import Conversation
+from .errors import EdgeError, OfflineError, RemoteError, RemoteUnreachableError, StoreError
+from .fallback.caller import Caller
+from .fallback.outbox import Outbox, Payload, policy_name
+from .privacy.gate import Consent, Outgoing, PastTurn, PrivacyPolicy, Withheld, prepare
+from .privacy.pseudonyms import Vault
+from .records import Answer, Passage, RemoteReply, Timings, TokenCounts
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from .fallback.learned import LearnedAnswers
+    from .privacy.detectors import Detector
+
+MAX_TOKENS = 1024
+"""Of a remote answer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Topic:
+    """What is to be handed off: the question, its vector, the passages that were in its prompt, and the chat."""
+
+    question: str
+    vector: NDArray[np.float32]
+    passages: Sequence[Passage] = ()
+    conversation: Conversation | None = None
+
+    @property
+    def stands_alone(self) -> bool:
+        """Whether the question can be understood without the turns before it."""
+        return self.conversation is None or self.conversation.last_question is None
+
+
+@dataclass(frozen=True, slots=True)
+class Missed:
+    """There is no answer from elsewhere, and why; `queued` names the question where it waits in the outbox."""
+
+    reason: str
+    queued: str = ""
+
+
+@dataclass
+class Handoff:
+    """The way to one remote under one privacy policy. `consent` is asked in mode `ask`, with the exact payload.
+
+    With `learns`, answers are kept, and those accepted are given again without a call; with `queues`, a question
+    that could not be sent for want of a network waits in the outbox, redacted.
+    """
+
+    caller: Caller
+    policy: PrivacyPolicy
+    outbox: Outbox
+    learned: LearnedAnswers | None = None
+    consent: Consent | None = None
+    detectors: Sequence[Detector] = ()
+    queues: bool = True
+    _vaults: WeakKeyDictionary[Conversation, Vault] = field(default_factory=WeakKeyDictionary, init=False)
+
+    def recall(self, topic: Topic) -> Answer | None:
+        """The answer that was learned for this very question, if there is one; nothing leaves the device."""
+        if self.learned is None or not topic.stands_alone:
+            return None
+        known = self.learned.find(topic.question, topic.vector)
+        if known is None:
+            return None
+        with suppress(StoreError):  # a file that cannot be written does not keep the answer back
+            self.learned.count_use(known.id)
+        return Answer(
+            text=known.answer,
+            citations=(),
+            probability=None,
+            route="local",
+            reasons=(known.origin,),
+            timings=Timings(),
+            tokens=TokenCounts(),
+            model=known.provenance.model,
+        )
+
+    def prepare(self, topic: Topic) -> Outgoing | Withheld:
+        """What may be sent, or why nothing may. Asks for consent where that is the mode."""
+        turns = topic.conversation.turns if topic.conversation is not None else ()
+        return prepare(
+            self.policy,
+            topic.question,
+            topic.passages,
+            [PastTurn(turn.question, turn.assistant.content, turn.labels) for turn in turns],
+            vault=self._vault(topic.conversation),
+            preview=lambda messages: self.caller.remote.preview(messages, max_tokens=MAX_TOKENS),
+            consent=self.consent,
+            detectors=self.detectors,
+        )
+
+    def send(
+        self, outgoing: Outgoing, topic: Topic, cancel: Flag | None = None
+    ) -> Generator[str, None, Answer | Missed]:
+        """Call the remote once: pieces of its reply, private values put back, and then the whole answer."""
+        stream = self.caller.stream(
+            outgoing.messages,
+            max_tokens=MAX_TOKENS,
+            characters=outgoing.contents,
+            entities=outgoing.entities,
+            cancel=cancel,
+        )
+        restorer = outgoing.vault.restorer()
+        try:
+            for piece in stream:
+                if text := restorer.push(piece):
+                    yield text
+        except (RemoteError, OfflineError) as error:
+            unsent = isinstance(error, OfflineError | RemoteUnreachableError)
+            return self._missed(error, outgoing, topic, queue=unsent)
+        finally:
+            stream.close()
+        if rest := restorer.finish():
+            yield rest
+        reply = stream.reply
+        text = outgoing.vault.restore(reply.text).strip()
+        return Answer(
+            text=text,
+            citations=(),
+            probability=None,
+            route="remote",
+            reasons=(*_ending(reply), *self._learn(topic, text, reply, outgoing)),
+            timings=Timings(remote_ms=reply.milliseconds),
+            tokens=TokenCounts(reply.prompt_tokens or 0, 0, reply.completion_tokens or 0),
+            model=reply.model,
+            left_device=dict(outgoing.contents),
+        )
+
+    def _vault(self, conversation: Conversation | None) -> Vault:
+        """One for each conversation, so that a value keeps its pseudonym from turn to turn."""
+        return Vault() if conversation is None else self._vaults.setdefault(conversation, Vault())
+
+    def _learn(self, topic: Topic, text: str, reply: RemoteReply, outgoing: Outgoing) -> tuple[str, ...]:
+        if self.learned is None or not topic.stands_alone or reply.finish_reason != "stop":
+            return ()
+        from .fallback.learned_table import Provenance
+
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        provenance = Provenance(self.caller.remote.url, reply.model, now, redacted=bool(outgoing.entities))
+        texts = [passage.text for passage in topic.passages]
+        try:
+            return (self.learned.learn(topic.question, topic.vector, text, provenance, passages=texts).reason,)
+        except StoreError as error:
+            return (f"the answer was not kept: {error}",)
+
+    def _missed(self, error: EdgeError, outgoing: Outgoing, topic: Topic, *, queue: bool) -> Missed:
+        """What is left of a failed call: a question that was never sent and stands alone may wait in the outbox."""
+        failed = f"remote failed: {error}"
+        if not (queue and self.queues and topic.stands_alone):
+            return Missed(failed)
+        payload = Payload(outgoing.messages, MAX_TOKENS, outgoing.contents, outgoing.entities)
+        try:
+            id = self.outbox.put(payload, policy=policy_name(self.policy, self.caller.remote))
+        except (RemoteError, StoreError) as full:
+            return Missed(f"{failed}; not queued: {full}")
+        return Missed(f"{failed}; the question waits in the outbox as {id} (`edge outbox send`)", id)
+
+
+def _ending(reply: RemoteReply) -> tuple[str, ...]:
+    return () if reply.finish_reason == "stop" else (f"the remote ended with {reply.finish_reason}",)
