@@ -43,13 +43,18 @@ class Judge:
         vector: NDArray[np.float32] | None = None,
         task: str = "",
     ) -> None:
+        if calibration is not None and vector is not None and calibration.neighbours.dimension != len(vector):
+            note = (
+                f"the calibration's questions have vectors of {calibration.neighbours.dimension}, not {len(vector)}"
+            )
+            calibration = None
         self._question, self._policy, self._calibration = question, policy, calibration
         self._note, self._vector, self._task = note, vector, task
-        self._trace = TokenTrace()
+        self._trace, self._doubted_window = TokenTrace(), False
         self.signals: dict[str, float] = signals_before(question, hits)
         if calibration is not None and vector is not None:
             self.signals |= calibration.neighbours.signals(vector)
-        self.explanation = self._explain("before", None)
+        self.explanation = self._explain("before")
         self.decision = self._decide_before(question, hits)
 
     def _decide_before(self, question: str, hits: Sequence[Hit]) -> Decision:
@@ -57,21 +62,22 @@ class Judge:
         limit = self._calibration.hand_off_before if self._calibration else None
         if decision.route != "local" or limit is None:
             return decision
-        self.explanation = self._explain("before", "before")
         probability = self.explanation.probability or 0.0
         if probability >= limit:
             return decision
-        return self._doubt(decision, f"right with probability {probability:.2f} only, before generating")
+        reason = f"right with probability {probability:.2f} only before generating, limit {limit:.2f}"
+        return self._doubt(decision, reason)
 
     def sees(self, token: Token) -> bool:
         """Take the next token; True when the answer is to be given up now. That happens at most once."""
         self._trace.add(token)
         limit = self._calibration.hand_off_window if self._calibration else None
         lowest = self._trace.lowest_window
-        if limit is None or lowest is None or lowest >= limit or self.decision.route != "local":
+        if limit is None or lowest is None or lowest >= limit or self._doubted_window:
             return False
+        self._doubted_window = True
         self.signals |= self._trace.signals()
-        self.explanation = self._explain("during", "first")
+        self.explanation = self._explain("during")
         reason = f"given up while generating: 8 tokens in a row at {lowest:.2f} nats, limit {limit:.2f}"
         self.decision = self._doubt(self.decision, reason)
         return self.decision.route != "local"
@@ -82,7 +88,7 @@ class Judge:
         self.signals |= signals_after(
             self._question, passages, answer, finish_reason=finish_reason, refusal=refusal
         )
-        self.explanation = self._explain("after", "after")
+        self.explanation = self._explain("after")
         if finish_reason == "cancelled":
             return self.decision
         self.decision = decide_after(self.decision, refusal, self._policy)
@@ -100,10 +106,11 @@ class Judge:
             return Decision("local", (*decision.reasons, reason, "answered all the same, as asked"))
         return unsure((*decision.reasons, reason), self._policy)
 
-    def _explain(self, stage: Literal["before", "during", "after"], model: Stage | None) -> Explanation:
+    def _explain(self, stage: Literal["before", "during", "after"]) -> Explanation:
         calibration = self._calibration
-        if calibration is None or model is None:
+        if calibration is None:
             return Explanation(stage, note=self._note)
+        model: Stage = "first" if stage == "during" else stage
         estimate = calibration.estimate(model, self.signals, self._task)
         certificate = calibration.certificate
         return Explanation(
