@@ -80,7 +80,7 @@ def platt(log_odds: Floats, labels: Floats, *, prior: float = 1e-6) -> tuple[flo
     columns = np.column_stack([np.ones_like(log_odds), log_odds])
     shift, slope = _newton(columns, targets, np.array([prior, prior]), start=np.array([0.0, 1.0]))
     if slope <= 0:
-        return 1e-3, float(np.log(positive / negative))
+        return 1e-3, float(np.log((positive + 1) / (negative + 1)))  # a task may have answers of one kind only
     return float(slope), float(shift)
 
 
