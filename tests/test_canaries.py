@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from pathlib import Path
 
 import pytest
 from loopback import Loopback, completion
 
+from edge_sdk.conversation import Conversation
+from edge_sdk.edge import Edge
+from edge_sdk.fakes import FakeEncoder, FakeEngine
 from edge_sdk.fallback.remote import OpenAIRemote
 from edge_sdk.privacy import gate
 from edge_sdk.privacy.canaries import Canary, canaries, leaks
 from edge_sdk.privacy.gate import Outgoing, PastTurn, PrivacyPolicy, prepare
 from edge_sdk.privacy.pseudonyms import Vault
-from edge_sdk.records import Passage
+from edge_sdk.prompt import Reading
+from edge_sdk.records import Message, Passage
+from edge_sdk.route import Policy
+from edge_sdk.storage.store import Store
 
 PLANTED = canaries(200)
+Rounds = Callable[[tuple[Canary, ...]], list[tuple[str, list[str], list[str]]]]
 Ask = Callable[[str, list[str], list[str]], str | None]
 """A question, texts that are retrieved, texts that were said before, to the reply; None where nothing was sent.
 
@@ -42,10 +50,41 @@ def through_the_gate(remote: OpenAIRemote, policy: PrivacyPolicy) -> Ask:
     return ask
 
 
-def bodies(policy: PrivacyPolicy, rounds: Iterable[tuple[str, list[str], list[str]]]) -> list[bytes]:
-    """Ask every question; what the server received, byte for byte (headers are without a secret)."""
+def through_edge(remote: OpenAIRemote, policy: PrivacyPolicy, folder: Path) -> Ask:
+    """The whole walk: documents in a store, a local model that never finds the answer, earlier turns."""
+    edge = Edge(
+        Store.open(folder / "store.db"),
+        lambda: FakeEncoder(),
+        lambda: (FakeEngine("The documents do not say.", context=100_000), Reading(50_000, True)),
+        remote=remote,
+        privacy=policy,
+        policy=Policy("remote"),
+    )
+
+    def ask(question: str, documents: list[str], said: list[str]) -> str | None:
+        for at, text in enumerate(documents):
+            (folder / f"{at}.txt").write_text(f"{question}\n\n{text}", encoding="utf-8")
+        edge.add([folder / f"{at}.txt" for at in range(len(documents))])
+        conversation = Conversation()
+        for text in said:
+            conversation.append(text, Message("user", text), text)
+        answer = edge.ask(question, conversation=conversation, k=50)
+        assert not documents or answer.hits  # there was something to be leaked
+        return answer.text if answer.route == "remote" else None
+
+    return ask
+
+
+def bodies(
+    policy: PrivacyPolicy, rounds: Iterable[tuple[str, list[str], list[str]]], folder: Path | None = None
+) -> list[bytes]:
+    """Ask every question; what the server received, byte for byte (headers are without a secret).
+
+    Of the gate, or with a `folder` to work in of `Edge`.
+    """
     with Loopback(completion("no", "ted")) as server:
-        ask = through_the_gate(OpenAIRemote(server.url, "large"), policy)
+        remote = OpenAIRemote(server.url, "large")
+        ask = through_edge(remote, policy, folder) if folder else through_the_gate(remote, policy)
         replies = [ask(*each) for each in rounds]
         server.join()
     assert all(reply == "noted" for reply in replies if reply is not None)
@@ -83,6 +122,25 @@ def test_where_passages_and_history_are_sent_no_planted_secret_leaves(send: str,
     sent = bodies(policy, in_documents(PLANTED))
     assert len(sent) == 10
     assert leaks(sent, PLANTED) == []
+
+
+@pytest.mark.parametrize("policy", [None, PrivacyPolicy("local_only", "all")], ids=["default", "local_only"])
+def test_edge_sends_not_a_byte_unless_it_may(policy: PrivacyPolicy | None, tmp_path: Path) -> None:
+    assert bodies(policy or PrivacyPolicy(), in_questions(PLANTED[:40]), tmp_path) == []
+
+
+@pytest.mark.parametrize(("send", "rounds"), [("question", in_questions), ("all", in_documents)])
+def test_edge_sends_no_planted_secret(send: str, rounds: Rounds, tmp_path: Path) -> None:
+    sent = bodies(PrivacyPolicy("prefer_local", send), rounds(PLANTED), tmp_path)  # type: ignore[arg-type]
+    assert len(sent) == len(rounds(PLANTED))
+    assert leaks(sent, PLANTED) == []
+
+
+def test_edge_without_redaction_leaks(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The sabotage twin of the tests above."""
+    monkeypatch.setattr(gate, "find", lambda text: ())
+    leaked = leaks(bodies(PrivacyPolicy("prefer_local", "all"), in_documents(PLANTED), tmp_path), PLANTED)
+    assert len(leaked) > 150
 
 
 def test_a_gate_without_redaction_leaks_all_of_them(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -179,6 +179,12 @@ RULES = (
         re.compile(rf"-----BEGIN[^-\n]{{0,40}}PRIVATE KEY[^-\n]{{0,20}}-----[\s\S]{{0,{_LONGEST_PEM}}}"),
         _pem_length,
     ),
+    # The end of a key whose beginning is in another passage, with the words before it.
+    _rule(
+        "KEY",
+        r"(?<![A-Za-z0-9+/=\s])\s*+(?P<value>(?:[A-Za-z0-9+/=]++\s*+){1,200}+-----END[^-\n]{0,40}PRIVATE KEY"
+        r"[^-\n]{0,20}-----)",
+    ),
     Rule("KEY", re.compile(rf"{_A}PuTTY-User-Key-File-[\s\S]{{0,{_LONGEST_PEM}}}"), _putty_length),
     _rule("KEY", rf"{_A}(?:{_PREFIXED_KEYS}){_Z}"),
     # The secret half of an AWS key is 40 characters without any mark; near an identifier it need not look random.
