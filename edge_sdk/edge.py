@@ -312,8 +312,8 @@ class Edge:
         return answer
 
     @cached_property
-    def _handoff(self) -> Handoff | None:
-        """The way to the remote; None without one."""
+    def handoff(self) -> Handoff | None:
+        """The way to the remote, through privacy gate, budget and ledger; None without one."""
         from .fallback.caller import Caller
         from .fallback.learned import LearnedAnswers
         from .fallback.outbox import Outbox
@@ -337,16 +337,16 @@ class Edge:
 
         `reasons` are those for handing off, the last one decided.
         """
-        if self._handoff is None:
+        if self.handoff is None:
             return Missed("no remote is configured")
         topic = Topic(question, self.encoder.encode([question])[0], draft.passages, conversation)
-        found: Answer | Missed | None = self._handoff.recall(topic)
+        found: Answer | Missed | None = self.handoff.recall(topic)
         if found is None:
-            outgoing = self._handoff.prepare(topic)
+            outgoing = self.handoff.prepare(topic)
             if isinstance(outgoing, Withheld):
                 return Missed(outgoing.reason)
             yield Event("handoff", reasons[-1])
-            pieces = self._handoff.send(outgoing, topic, cancel)
+            pieces = self.handoff.send(outgoing, topic, cancel)
             try:
                 while True:
                     yield Event("provisional", next(pieces))
@@ -370,6 +370,7 @@ class Edge:
             timings=Timings(),
             tokens=draft.tokens,
             model=self.engine.name,
+            read=tuple(passage.id for passage in draft.passages),
             dropped_citations=draft.cited.dropped,
         )
 

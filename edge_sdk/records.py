@@ -259,6 +259,7 @@ class Answer:
     tokens: TokenCounts
     model: str
     hits: tuple[Hit, ...] = ()
+    read: tuple[int, ...] = ()  # ids of the passages that were in the prompt
     dropped_citations: int = 0  # numbers that point at no passage
     left_device: Mapping[str, int] = field(default_factory=dict)  # what was sent to a remote: name to characters
     id: str = ""

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
+from math import ceil
 from pathlib import Path
 from threading import Event as Flag
 from typing import Literal
@@ -27,6 +29,8 @@ from edge_sdk.confidence.setup import Setup
 from edge_sdk.confidence.signals import SIGNALS, STAGES
 from edge_sdk.edge import Edge
 from edge_sdk.errors import CalibrationError
+from edge_sdk.handoff import Handoff, Missed, Topic
+from edge_sdk.privacy.gate import Withheld
 from edge_sdk.prompt import Style
 
 from .collection import Update, read_jsonl
@@ -61,6 +65,7 @@ class Asked:
     signals: Mapping[str, float]
     vector: tuple[float, ...]
     remote: str | None = None  # the remote's answer, where it was asked
+    setup: str = ""  # fingerprint of the set-up that answered; "" where it was not noted
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,9 +89,19 @@ def read_questions(path: Path) -> list[tuple[str, tuple[str, ...], str]]:
                 hint='write {"question": "...", "answers": ["..."]}',
             )
         found.append((question, tuple(map(str, accepted)), str(row.get("task", ""))))
-    if len({question for question, _, _ in found}) < len(found):
+    if len({" ".join(question.casefold().split()) for question, _, _ in found}) < len(found):
         raise CalibrationError(f"{path} has a question twice", hint="labels must be of different questions")
     return found
+
+
+def check_enough(questions: Sequence[object]) -> None:
+    """Raise `CalibrationError` for too few questions, before hours are spent on answering them."""
+    fitting = len(questions) - round(THRESHOLD_SHARE * len(questions))
+    if fitting < LEAST:
+        raise CalibrationError(
+            f"{len(questions)} questions are too few: {fitting} would be left to fit on",
+            hint=f"give {ceil(LEAST / (1 - THRESHOLD_SHARE))} or more",
+        )
 
 
 def ask_all(
@@ -100,31 +115,93 @@ def ask_all(
     progress: Update = lambda done, total, detail: None,
     cancel: Flag | None = None,
 ) -> list[Asked]:
-    """Answer every question locally, whatever the documents support, and keep what was measured."""
+    """Answer every question locally, whatever the documents support, and keep what was measured.
+
+    What `out` already holds is not asked again; accepted answers and tasks are those of `questions`, which may have
+    been corrected since. Raises `CalibrationError` when another set-up gave the answers in `out`. Where `edge` has
+    a remote and may use it, that is asked too, once a question, with what its privacy policy sends; a call that
+    fails is a `CalibrationError`, and the next run goes on from there.
+    """
+    setup = edge.setup(style, k).fingerprint
+    _drop_unfinished_line(out)
     done = {asked.question: asked for asked in read_asked(out)}
+    if any(asked.setup not in ("", setup) for asked in done.values()):
+        raise CalibrationError(f"{out} has answers of another model, prompt or retrieval", hint="name another file")
     for number, (question, answers, task) in enumerate(questions):
         progress(number, len(questions), question)
         if cancel is not None and cancel.is_set():
             break
         if question not in done:
             answer = edge.ask(question, style=style, max_tokens=max_tokens, k=k)
-            vector = tuple(round(float(each), 4) for each in edge.encoder.encode([question])[0])
+            row = edge.encoder.encode([question])[0]
+            vector = tuple(round(float(each), 4) for each in row)
+            read = [hit.passage for hit in answer.hits if hit.passage.id in answer.read]
+            remote = None if edge.handoff is None else _ask_remote(edge.handoff, Topic(question, row, read))
             done[question] = asked = Asked(
-                question, answers, task, answer.text, answer.route, dict(answer.signals), vector
+                question, answers, task, answer.text, answer.route, dict(answer.signals), vector, remote, setup
             )
             if out is not None:
-                with out.open("a", encoding="utf-8") as file:
-                    file.write(json.dumps(asdict(asked)) + "\n")
+                _append(out, json.dumps(asdict(asked)) + "\n")
     progress(len(questions), len(questions), "")
-    return [done[question] for question, _, _ in questions if question in done]
+    return [
+        replace(done[question], answers=answers, task=task)
+        for question, answers, task in questions
+        if question in done
+    ]
+
+
+def _ask_remote(handoff: Handoff, topic: Topic) -> str:
+    outgoing = handoff.prepare(topic)
+    if isinstance(outgoing, Withheld):
+        raise CalibrationError(f"the remote was not asked: {outgoing.reason}")
+    pieces = handoff.send(outgoing, topic)
+    while True:
+        try:
+            next(pieces)
+        except StopIteration as end:
+            if isinstance(end.value, Missed):
+                raise CalibrationError(end.value.reason, hint="run it again to go on") from None
+            return str(end.value.text)
 
 
 def read_asked(path: Path | None) -> list[Asked]:
     """What `ask_all` has kept so far."""
     if path is None or not path.exists():
         return []
-    rows = read_jsonl(path)
-    return [Asked(**{**row, "answers": tuple(row["answers"]), "vector": tuple(row["vector"])}) for row in rows]  # type: ignore[arg-type]
+    return [_asked(row, f"{path}: object {number}") for number, row in enumerate(read_jsonl(path), 1)]
+
+
+def _asked(row: Mapping[str, object], where: str) -> Asked:
+    try:
+        found = Asked(**row)  # type: ignore[arg-type]
+        vector, signals = (np.array(list(part), np.float32) for part in (found.vector, found.signals.values()))
+        if not np.isfinite(vector).all() or vector.ndim != 1 or signals.ndim != 1:
+            raise ValueError("the vector or the signals are no numbers")
+        if not isinstance(row["answers"], list) or not isinstance(row["question"], str):
+            raise ValueError("the question is no text or its answers are no list")
+        return replace(found, answers=tuple(map(str, found.answers)), vector=tuple(found.vector))
+    except (TypeError, ValueError, AttributeError) as error:
+        raise CalibrationError(f"{where} is no kept answer: {error}", hint="name another file") from error
+
+
+def _drop_unfinished_line(out: Path | None) -> None:
+    """Take away what a run that was killed while writing has left of its last line."""
+    if out is None or not out.exists():
+        return
+    try:
+        content = out.read_bytes()
+        if not content.endswith(b"\n"):
+            os.truncate(out, content.rfind(b"\n") + 1)
+    except OSError as error:
+        raise CalibrationError(f"{out} cannot be used: {error.strerror}", hint="name another file") from error
+
+
+def _append(out: Path, line: str) -> None:
+    try:
+        with out.open("a", encoding="utf-8") as file:
+            file.write(line)
+    except OSError as error:
+        raise CalibrationError(f"{out} cannot be written: {error.strerror}", hint="name another file") from error
 
 
 def calibrate(
@@ -207,14 +284,18 @@ def probabilities(calibration: Calibration, asked: Iterable[Asked]) -> list[floa
 
 
 def serving_scores(calibration: Calibration, asked: Iterable[Asked]) -> list[float]:
-    """The probabilities, 0 where an answer would be given up early: a threshold counts what is really served."""
+    """The probabilities, 0 for what is never served: a threshold counts what really is.
+
+    That is an answer which would be given up early, a refusal, and a question without any passage.
+    """
     found = []
     for each in asked:
         signals = {**each.signals, **_near(calibration.neighbours, each)}
         early = calibration.estimate("before", signals, each.task).probability < (calibration.hand_off_before or 0)
         window, limit = signals.get("window_logprob"), calibration.hand_off_window
         early = early or (window is not None and limit is not None and window < limit)
-        found.append(0.0 if early else calibration.estimate("after", signals, each.task).probability)
+        never = early or each.route != "local" or bool(signals.get("refusal"))
+        found.append(0.0 if never else calibration.estimate("after", signals, each.task).probability)
     return found
 
 

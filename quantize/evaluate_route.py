@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from math import ceil
 from pathlib import Path
 from statistics import fmean, stdev
 from threading import Event as Flag
@@ -22,7 +23,7 @@ from edge_sdk.confidence.setup import Setup
 from edge_sdk.confidence.signals import SIGNALS
 from edge_sdk.config import Settings
 from edge_sdk.edge import Edge
-from edge_sdk.errors import ConfigError
+from edge_sdk.errors import CalibrationError, ConfigError
 from edge_sdk.route import Policy
 
 from .calibrate import (
@@ -52,7 +53,8 @@ KINDS: tuple[Kind, ...] = ("marginal", "marginal_hp", "selective")
 DELTA = 0.1
 _HALVES = 20  # for AUROC and calibration error
 _CURVE = 20  # pieces of the cost-quality curve
-_LEAST_OF_EACH = 20
+_LEAST_QUESTIONS = ceil(2 * LEAST / (1 - THRESHOLD_SHARE))  # so that a part of a half can be fitted on
+_LEAST_OF_EACH = 30  # with fewer, such a part would often lack one kind
 _SETUP = Setup({})  # nothing here is kept
 
 
@@ -65,11 +67,16 @@ def collect(
     progress: Update = lambda done, total, detail: None,
     cancel: Flag | None = None,
 ) -> tuple[str, list[Asked]]:
-    """The local model's name and its answers to the questions of a folder, from a store of its passages alone."""
+    """The local model's name and its answers to the questions of a folder, from a store of its passages alone.
+
+    Where the settings name a remote and a privacy mode that allows it, the remote's answers too.
+    """
     file, documents, questions = read_answerable(data)
     own = replace(settings, store=store_path(settings, file, Path(settings.encoder).name))
     with Edge.open(settings=own, policy=Policy(when_unsure="local")) as edge:
         edge.calibrations = None  # one that exists must not decide what is measured
+        if edge.handoff is not None:
+            edge.handoff.learned, edge.handoff.queues = None, False  # every question is to be asked
         fill_store(edge.store, edge.encoder, documents, progress, cancel)
         asked = ask_all(
             edge, questions[:limit], out=out, style="brief", max_tokens=48, progress=progress, cancel=cancel
@@ -94,10 +101,10 @@ def evaluate_route(
     """
     judge, labels = LABELLERS[labeller]
     right = [judge(each.text, each.answers) for each in asked]
-    if len(asked) < 2 * LEAST or min(sum(right), len(right) - sum(right)) < _LEAST_OF_EACH:
+    if len(asked) < _LEAST_QUESTIONS or min(sum(right), len(right) - sum(right)) < _LEAST_OF_EACH:
         raise ConfigError(
             f"{sum(right)} of {len(asked)} answers are right, which is too few to tell",
-            hint=f"give {2 * LEAST} questions or more, {_LEAST_OF_EACH} of each kind",
+            hint=f"give {_LEAST_QUESTIONS} questions or more, with {_LEAST_OF_EACH} answers of each kind",
         )
     halves = list(_halves(asked, right, labeller, seed, progress))
     report: dict[str, Any] = {
@@ -205,7 +212,7 @@ def _guarantees(
     The naive threshold is the laxest at which the share of errors among the questions that the model was fitted on
     looks good enough: what one would pick without any theory.
     """
-    risks: dict[tuple[Kind, float], list[tuple[float, float, float]]] = {}
+    risks: dict[tuple[Kind, float], list[_Outcome]] = {(kind, alpha): [] for kind in KINDS for alpha in ALPHAS}
     random = np.random.default_rng(seed + 1)
     for number in range(resplits):
         progress(number, resplits, "promises")
@@ -214,35 +221,48 @@ def _guarantees(
         cut = round((1 - THRESHOLD_SHARE) * half)
         parts = [[asked[at] for at in part] for part in (order[:cut], order[cut:half], order[half:])]
         wrong = [[not right[at] for at in part] for part in (order[:cut], order[cut:half], order[half:])]
-        calibration = fitted(parts[0], _SETUP, labeller)
+        try:
+            calibration = fitted(parts[0], _SETUP, labeller)
+        except CalibrationError:  # too few answers of a kind are in this part; `resplits` tells how many were used
+            continue
         scores = [serving_scores(calibration, part) for part in parts]
-        for kind in KINDS:
-            for alpha in ALPHAS:
-                promised = certify(scores[1], wrong[1], alpha=alpha, kind=kind, delta=DELTA).threshold
-                naive = _naive_threshold(scores[0], wrong[0], alpha, kind)
-                risk, share = _risk(scores[2], wrong[2], promised, kind)
-                risks.setdefault((kind, alpha), []).append(
-                    (risk, _risk(scores[2], wrong[2], naive, kind)[0], share)
-                )
+        for (kind, alpha), outcomes in risks.items():
+            promised = certify(scores[1], wrong[1], alpha=alpha, kind=kind, delta=DELTA).threshold
+            naive = _naive_threshold(scores[0], wrong[0], alpha, kind)
+            outcomes.append(
+                _Outcome(_risk(scores[2], wrong[2], promised, kind), _risk(scores[2], wrong[2], naive, kind))
+            )
     return [_promise(kind, alpha, rows, len(asked) - len(asked) // 2) for (kind, alpha), rows in risks.items()]
 
 
-def _promise(kind: Kind, alpha: float, rows: Sequence[tuple[float, float, float]], tested: int) -> dict[str, Any]:
-    found, naive, shares = zip(*rows, strict=True)
-    served = [max(1, round(share * tested)) if kind == "selective" else tested for share in shares]
+@dataclass(frozen=True, slots=True)
+class _Outcome:
+    """What a certified and a naive threshold led to: the risk, and the share that was served."""
+
+    certified: tuple[float, float]
+    naive: tuple[float, float]
+
+
+def _promise(kind: Kind, alpha: float, rows: Sequence[_Outcome], tested: int) -> dict[str, Any]:
+    found, naive = [row.certified for row in rows], [row.naive for row in rows]
+
+    def clearly(outcomes: Sequence[tuple[float, float]]) -> float:
+        """Of violations, the share that the finite test half does not explain at one in twenty."""
+        trials = [max(1, round(share * tested)) if kind == "selective" else tested for _, share in outcomes]
+        return fmean(_clearly_above(risk, n, alpha) for (risk, _), n in zip(outcomes, trials, strict=True))
+
     return {
         "kind": kind,
         "alpha": alpha,
         "delta": None if kind == "marginal" else DELTA,
         "resplits": len(rows),
-        "mean_risk": fmean(found),
-        "naive_mean_risk": fmean(naive),
-        "violations": fmean(risk > alpha for risk in found),
-        "naive_violations": fmean(risk > alpha for risk in naive),
-        # of those, the ones that the finite test half does not explain at one in twenty
-        "clear_violations": fmean(_clearly_above(risk, n, alpha) for risk, n in zip(found, served, strict=True)),
-        "naive_clear_violations": fmean(_clearly_above(risk, tested, alpha) for risk in naive),
-        "local_share": fmean(shares),
+        "mean_risk": fmean(risk for risk, _ in found),
+        "naive_mean_risk": fmean(risk for risk, _ in naive),
+        "violations": fmean(risk > alpha for risk, _ in found),
+        "naive_violations": fmean(risk > alpha for risk, _ in naive),
+        "clear_violations": clearly(found),
+        "naive_clear_violations": clearly(naive),
+        "local_share": fmean(share for _, share in found),
     }
 
 

@@ -243,6 +243,7 @@ def _as_document(question: str, answer: Answer) -> dict[str, object]:
         "tokens_per_second": rates,
         "model": answer.model,
         "dropped_citations": answer.dropped_citations,
+        "read": list(answer.read),
         "left_device": dict(answer.left_device),
         "id": answer.id,
         "signals": dict(answer.signals),

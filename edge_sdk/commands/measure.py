@@ -76,7 +76,10 @@ def eval_retrieval_command(settings: Settings, data: Path, as_json: bool) -> int
 @click.option(
     "--resplits", default=200, show_default=True, type=click.IntRange(1), help="Halves to test promises on."
 )
-@options("model", "encoder", "context", "threads")
+@options(
+    *("model", "encoder", "context", "threads"),
+    *("remote", "remote_model", "remote_key_file", "remote_prices", "budget", "privacy", "privacy_send"),
+)
 def eval_route_command(
     settings: Settings,
     data: Path,

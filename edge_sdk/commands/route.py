@@ -17,22 +17,26 @@ from ..prompt import Style
 from ..records import Answer, Contribution, Explanation, Neighbour, Timings, TokenCounts
 from .options import cancel_on_interrupt, console, options, print_json, progress_bar
 
-_KINDS = ("marginal", "marginal_hp", "selective")
+_KINDS = ("marginal", "marginal_hp", "selective", "regret", "regret_hp")
+_SHARE = click.FloatRange(0, 1, min_open=True, max_open=True)
 
 
 @click.command()
 @click.argument("questions", type=click.Path(path_type=Path))
 @click.option("--risk", type=click.Choice(_KINDS), default="marginal", show_default=True, help="What is bounded.")
-@click.option("--alpha", default=0.1, show_default=True, type=float, help="The most of it that is allowed.")
+@click.option("--alpha", default=0.1, show_default=True, type=_SHARE, help="The most of it that is allowed.")
 @click.option(
-    "--delta", default=0.1, show_default=True, type=float, help="How often a bound may fail (_hp, selective)."
+    "--delta", default=0.1, show_default=True, type=_SHARE, help="How often a bound may fail (_hp, selective)."
 )
 @click.option("--labels", type=click.Choice(["contains", "exact", "f1"]), default="contains", show_default=True)
 @click.option("--brief", is_flag=True, help="Calibrate for `edge ask --brief`.")
 @click.option("--max-tokens", default=256, show_default=True, type=click.IntRange(1, 8192))
 @click.option("-k", default=8, show_default=True, type=click.IntRange(1, 50), help="Passages to consider.")
 @click.option("--out", type=click.Path(path_type=Path), help="Keep the answers here (JSONL) and resume.")
-@options("store", "model", "encoder", "context", "threads")
+@options(
+    *("store", "model", "encoder", "context", "threads"),
+    *("remote", "remote_model", "remote_key_file", "remote_prices", "budget", "privacy", "privacy_send"),
+)
 def calibrate_command(
     settings: Settings,
     questions: Path,
@@ -52,6 +56,8 @@ def calibrate_command(
     marginal     of all questions, at most alpha get a wrong local answer, on average (default)
     marginal_hp  the same with probability 1 - delta
     selective    of the answers served locally, at most alpha are wrong, with probability 1 - delta
+    regret       of all questions, at most alpha get a wrong local answer that the remote has right (--remote);
+                 regret_hp with probability 1 - delta
 
     The questions must be of the kind that will be asked, with answers from the documents in the store. Three in
     five are fitted on, the others set the threshold. It holds for this model, prompt and retrieval only.
@@ -61,11 +67,14 @@ def calibrate_command(
 
     work = import_module("quantize.calibrate")  # the toolchain stands above the runtime: loaded by name only
     rows = work.read_questions(questions)
+    work.check_enough(rows)
     if not settings.store.exists():
         raise ConfigError(f"there is no store at {settings.store}", hint="run `edge add PATH` first")
     style: Style = "brief" if brief else "full"
     with Edge.open(settings=settings, policy=Policy(when_unsure="local")) as edge:
         edge.calibrations = None  # the one that exists must not decide what is measured
+        if edge.handoff is not None:
+            edge.handoff.learned, edge.handoff.queues = None, False  # every question is to be asked
         with cancel_on_interrupt() as cancel, progress_bar("answering") as bar:
             asked = work.ask_all(
                 edge, rows, out=out, style=style, max_tokens=max_tokens, k=k, progress=bar, cancel=cancel
