@@ -1,0 +1,165 @@
+"""The local answer under a judge: what is shown when, what is given up, and what a calibration depends on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator
+from dataclasses import replace
+from functools import partial
+from threading import Event as Flag
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from made_calibrations import calibration, certificate, hit
+
+from edge_sdk import drafting
+from edge_sdk.confidence.calibration import Calibration
+from edge_sdk.confidence.logistic import Term
+from edge_sdk.conversation import Conversation
+from edge_sdk.drafting import Draft, Drafter, Manner
+from edge_sdk.fakes import FakeEngine
+from edge_sdk.judge import Judge
+from edge_sdk.prompt import Reading
+from edge_sdk.records import Event, GenerateOptions, Message
+from edge_sdk.route import Policy
+
+QUESTION = "Who built the tower?"
+HITS = [hit("Gustave Eiffel built the tower in 1889."), hit("It rained in May.", 0.2, rank=2)]
+LONG = "Gustave Eiffel built the tower with three hundred workers in two years and two months and five days."
+NEVER = {"evidence": Term(0.0, 1.0, -9.0)}
+
+
+def judge(found: Calibration | None = None, policy: Policy | None = None) -> Judge:
+    return Judge(QUESTION, HITS, policy or Policy("remote"), calibration=found)
+
+
+def drafted(steps: Generator[Event, None, Draft]) -> tuple[list[Event], Draft]:
+    events: list[Event] = []
+    while True:
+        try:
+            events.append(next(steps))
+        except StopIteration as end:
+            return events, end.value
+
+
+def draft(
+    script: str = LONG, it: Judge | None = None, manner: Manner | None = None, confidence: float = 0.8
+) -> tuple[list[str], Draft]:
+    drafter = Drafter(FakeEngine(script, confidence=confidence), Reading(600, False))
+    events, found = drafted(drafter.draft(QUESTION, HITS, it or judge(), manner or Manner()))
+    return [event.text for event in events if event.kind == "provisional"], found
+
+
+@given(st.none() | st.integers(0, 40))
+def test_what_is_shown_is_the_answer_held_back_as_long_as_wished(hold: int | None) -> None:
+    shown, found = draft(manner=Manner(hold=hold))
+    plain, _ = draft()
+    assert found.cited.text == LONG
+    if hold is None or hold >= len(plain):
+        assert shown == []
+    else:
+        assert "".join(shown) == LONG
+        assert shown[0] == "".join(plain[: hold + 1])
+        assert shown[1:] == plain[hold + 1 :]
+
+
+def test_a_hopeless_answer_is_given_up_and_the_engine_is_free_again() -> None:
+    engine = FakeEngine([LONG, "Again."], confidence=0.3)
+    drafter = Drafter(engine, Reading(600, False))
+    it = judge(calibration(hand_off_window=-0.5))
+    events, found = drafted(drafter.draft(QUESTION, HITS, it, Manner()))
+    assert (it.decision.route, it.explanation.stage) == ("remote", "during")
+    assert (found.usable, found.cited.text) == (False, "")
+    assert found.tokens.completion == 8
+    assert len([event for event in events if event.kind == "provisional"]) == 7
+    assert drafted(drafter.draft(QUESTION, HITS, judge(), Manner()))[1].cited.text == "Again."
+
+
+def test_with_enough_hold_a_hopeless_answer_is_never_shown() -> None:
+    shown, found = draft(it=judge(calibration(hand_off_window=-0.5)), manner=Manner(hold=8), confidence=0.3)
+    assert (shown, found.usable) == ([], False)
+
+
+def test_only_what_is_served_becomes_a_turn() -> None:
+    for found, turns in ((None, 1), (calibration(after=NEVER, certified=certificate()), 0)):
+        conversation = Conversation()
+        answer = draft(it=judge(found), manner=Manner(conversation=conversation))[1]
+        assert len(conversation.turns) == turns
+        assert answer.usable  # for where no remote can be reached
+    conversation = Conversation()
+    draft(it=judge(calibration(hand_off_window=-0.5)), manner=Manner(conversation=conversation), confidence=0.3)
+    assert conversation.turns == ()
+
+
+def test_a_refusal_is_not_usable() -> None:
+    it = judge()
+    _, found = draft("The documents do not say.", it)
+    assert (it.decision.route, found.usable) == ("remote", False)
+
+
+def test_a_cancelled_answer_is_what_there_was_and_no_turn() -> None:
+    cancel, conversation, it = Flag(), Conversation(), judge()
+    drafter = Drafter(FakeEngine(LONG), Reading(600, False))
+    steps = drafter.draft(QUESTION, HITS, it, Manner(conversation=conversation, cancel=cancel))
+    next(steps)
+    cancel.set()
+    _, found = drafted(steps)
+    assert LONG.startswith(found.cited.text) and found.cited.text != LONG
+    assert "cancelled" in found.reasons
+    assert (it.decision.route, conversation.turns) == ("local", ())
+
+
+def test_leaving_early_closes_the_generation() -> None:
+    """As when an app drops the stream: the engine serves one generation at a time."""
+    drafter = Drafter(FakeEngine(LONG), Reading(600, False))
+    steps = drafter.draft(QUESTION, HITS, judge(), Manner())
+    next(steps)
+    steps.close()
+    assert drafted(drafter.draft(QUESTION, HITS, judge(), Manner()))[1].cited.text == LONG
+
+
+def test_an_answer_at_the_token_limit_is_signalled() -> None:
+    it = judge(calibration())
+    _, found = draft(it=it, manner=Manner(max_tokens=4))
+    assert it.signals["cut"] == 1.0
+    assert "cut at the token limit" in found.reasons
+
+
+# --- what a calibration is filed under -------------------------------------------------------------
+
+
+class OtherTemplate(FakeEngine):
+    def render(self, messages: object) -> str:
+        return super().render([*messages, Message("system", "Think.")])  # type: ignore[misc]
+
+
+def drafter(engine: FakeEngine | None = None, **reading: object) -> Drafter:
+    return Drafter(engine or FakeEngine(), replace(Reading(600, False), **reading))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("other", "named"),
+    [
+        (lambda: drafter(FakeEngine(name="quantized otherwise")).setup("bm25"), ["model"]),
+        (lambda: drafter(OtherTemplate()).setup("bm25"), ["prompt"]),
+        (lambda: drafter(numbered=True).setup("bm25"), ["prompt"]),
+        (lambda: drafter().setup("bm25", "brief"), ["prompt"]),
+        (lambda: drafter(prompt_tokens=900).setup("bm25"), ["passages"]),
+        (lambda: drafter().setup("bm25, another encoder"), ["retrieval"]),
+    ],
+)
+def test_each_change_of_the_set_up_is_named(other: Callable[[], drafting.Setup], named: list[str]) -> None:
+    assert other().differences(drafter().setup("bm25")) == named
+
+
+def test_another_sampler_is_another_set_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = drafter().setup("bm25")
+    monkeypatch.setattr(drafting, "GenerateOptions", partial(GenerateOptions, temperature=0.7))
+    assert drafter().setup("bm25").differences(before) == ["sampler"]
+
+
+def test_what_was_asked_before_is_no_part_of_the_set_up() -> None:
+    it = drafter()
+    before = it.setup("bm25")
+    drafted(it.draft(QUESTION, HITS, judge(), Manner()))
+    assert it.setup("bm25") == before
