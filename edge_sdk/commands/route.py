@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import click
 
 from ..confidence.calibration import Calibration, Calibrations, load
+from ..confidence.risk import check_target
 from ..config import Settings
 from ..errors import CalibrationError, ConfigError
 from ..loading import open_store
@@ -18,15 +20,14 @@ from ..records import Answer, Contribution, Explanation, Neighbour, Timings, Tok
 from .options import cancel_on_interrupt, console, options, print_json, progress_bar
 
 _KINDS = ("marginal", "marginal_hp", "selective", "regret", "regret_hp")
-_SHARE = click.FloatRange(0, 1, min_open=True, max_open=True)
 
 
 @click.command()
 @click.argument("questions", type=click.Path(path_type=Path))
 @click.option("--risk", type=click.Choice(_KINDS), default="marginal", show_default=True, help="What is bounded.")
-@click.option("--alpha", default=0.1, show_default=True, type=_SHARE, help="The most of it that is allowed.")
+@click.option("--alpha", default=0.1, show_default=True, type=float, help="The most of it that is allowed.")
 @click.option(
-    "--delta", default=0.1, show_default=True, type=_SHARE, help="How often a bound may fail (_hp, selective)."
+    "--delta", default=0.1, show_default=True, type=float, help="How often a bound may fail (_hp, selective)."
 )
 @click.option("--labels", type=click.Choice(["contains", "exact", "f1"]), default="contains", show_default=True)
 @click.option("--brief", is_flag=True, help="Calibrate for `edge ask --brief`.")
@@ -66,6 +67,7 @@ def calibrate_command(
     from ..route import Policy
 
     work = import_module("quantize.calibrate")  # the toolchain stands above the runtime: loaded by name only
+    check_target(risk, alpha, delta)  # type: ignore[arg-type]  # click has checked the name
     rows = work.read_questions(questions)
     work.check_enough(rows)
     if not settings.store.exists():
@@ -92,7 +94,9 @@ def calibrate_command(
 
 
 @click.command()
-@click.option("--plot", type=click.Path(path_type=Path), help="Draw risk-coverage and reliability here (PNG).")
+@click.option(
+    "--plot", type=click.Path(path_type=Path), help="Draw the newest one here (PNG): risk-coverage, reliability."
+)
 @options()
 def route_report_command(settings: Settings, plot: Path | None, as_json: bool) -> None:
     """What each calibration is worth, counted on the questions that it was not fitted on."""
@@ -102,7 +106,8 @@ def route_report_command(settings: Settings, plot: Path | None, as_json: bool) -
         raise CalibrationError(f"there is no calibration in {folder}", hint="run `edge calibrate QUESTIONS.jsonl`")
     calibrations = [(path, load(path)) for path in paths]
     if plot is not None:
-        import_module("quantize.plot_route").draw(calibrations[-1][1], plot)
+        newest = max((calibration for _, calibration in calibrations), key=lambda each: each.created)
+        import_module("quantize.plot_route").draw(newest, plot)
     if as_json:
         print_json([_summary(calibration, path) for path, calibration in calibrations])
         return
@@ -172,12 +177,16 @@ def _summary(calibration: Calibration, path: Path) -> dict[str, Any]:
         "brier": metrics.brier(scores, right) if right else None,
         "risk_coverage": [
             {"coverage": point.coverage, "risk": point.risk}
-            for point in metrics.risk_coverage(scores, right)[:: max(1, len(right) // 20)]
-        ]
-        if right
-        else [],
+            for point in _twenty(metrics.risk_coverage(scores, right) if right else ())
+        ],
         "certificate": None if certificate is None else json.loads(certificate.to_json()),
     }
+
+
+def _twenty(points: Sequence[Any]) -> list[Any]:
+    """The first point, the last, and some between."""
+    pieces = min(20, len(points) - 1)
+    return [points[round(at * (len(points) - 1) / max(pieces, 1))] for at in range(pieces + 1)]
 
 
 def _show(calibration: Calibration, path: Path) -> None:
@@ -195,7 +204,7 @@ def _show(calibration: Calibration, path: Path) -> None:
     out.print(
         f"  expected calibration error {text(summary['ece'])} (were it exact: {text(summary['ece_if_exact'])})"
     )
-    for share, risk in ((point["coverage"], point["risk"]) for point in summary["risk_coverage"][::4]):
+    for share, risk in ((point["coverage"], point["risk"]) for point in summary["risk_coverage"][::-4][::-1]):
         out.print(f"  serving {share:4.0%}: {risk:4.0%} of it wrong  {'#' * round(40 * risk)}")
     if calibration.certificate is not None:
         out.print(f"  {calibration.certificate.sentence()}", markup=False)

@@ -93,7 +93,7 @@ def certify(
     >>> certify(scores[:9], [False] * 9, alpha=0.05).labels_missing
     10
     """
-    _check_target(kind, alpha, delta)
+    check_target(kind, alpha, delta)
     answers = _checked(scores, wrong, "wrong")
     if kind in ("regret", "regret_hp"):
         if remote_right is None:
@@ -123,6 +123,15 @@ def certify(
         fingerprints=dict(fingerprints or {}),
         date=date or datetime.now(UTC).date().isoformat(),
     )
+
+
+def check_target(kind: Kind, alpha: float, delta: float) -> None:
+    """Raise `CalibrationError` for a target that `certify` would refuse, before labels are paid for."""
+    if kind not in get_args(Kind):
+        raise CalibrationError(f"{str(kind)[:40]!r} is not a risk", hint=f"use one of {', '.join(get_args(Kind))}")
+    for name, value in (("alpha", alpha), ("delta", delta)):
+        if not 0 < value < 1:
+            raise CalibrationError(f"{name} must lie between 0 and 1, not {value}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,14 +248,6 @@ def _labels_missing(promise: _Promise, steps: Sequence[_Step], n: int) -> int | 
         middle = (low + high) // 2
         low, high = (low, middle) if enough(middle) else (middle, high)
     return high - n
-
-
-def _check_target(kind: Kind, alpha: float, delta: float) -> None:
-    if kind not in get_args(Kind):
-        raise CalibrationError(f"{str(kind)[:40]!r} is not a risk", hint=f"use one of {', '.join(get_args(Kind))}")
-    for name, value in (("alpha", alpha), ("delta", delta)):
-        if not 0 < value < 1:
-            raise CalibrationError(f"{name} must lie between 0 and 1, not {value}")
 
 
 def _checked(scores: Sequence[float], labels: Sequence[bool], name: str) -> list[tuple[float, bool]]:
