@@ -317,7 +317,7 @@ def test_too_little_space_is_said_before_anything_is_fetched(
 _FETCH = """
 import resource, sys
 from pathlib import Path
-from edge_sdk import download
+from edge_sdk.hub import download
 from edge_sdk.hub.catalog import FileSpec, parse_source
 from edge_sdk.errors import EdgeError
 home, size, digest, source, limit = sys.argv[1:]
