@@ -10,7 +10,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from math import ceil
@@ -119,24 +120,27 @@ def ask_all(
 
     What `out` already holds is not asked again; accepted answers and tasks are those of `questions`, which may have
     been corrected since. Raises `CalibrationError` when another set-up gave the answers in `out`. Where `edge` has
-    a remote and may use it, that is asked too, once a question, with what its privacy policy sends; a call that
-    fails is a `CalibrationError`, and the next run goes on from there.
+    a remote and may use it, that is asked too, once a question, with what its privacy policy sends (and a question
+    that `out` has without its answer is asked again); a call that fails is a `CalibrationError`, and the next run
+    goes on from there.
     """
     setup = edge.setup(style, k).fingerprint
     _drop_unfinished_line(out)
     done = {asked.question: asked for asked in read_asked(out)}
     if any(asked.setup not in ("", setup) for asked in done.values()):
         raise CalibrationError(f"{out} has answers of another model, prompt or retrieval", hint="name another file")
-    for number, (question, answers, task) in enumerate(questions):
-        progress(number, len(questions), question)
-        if cancel is not None and cancel.is_set():
-            break
-        if question not in done:
+    with _answering_locally(edge) as handoff:
+        for number, (question, answers, task) in enumerate(questions):
+            progress(number, len(questions), question)
+            if cancel is not None and cancel.is_set():
+                break
+            if question in done and (handoff is None or done[question].remote is not None):
+                continue
             answer = edge.ask(question, style=style, max_tokens=max_tokens, k=k)
             row = edge.encoder.encode([question])[0]
             vector = tuple(round(float(each), 4) for each in row)
             read = [hit.passage for hit in answer.hits if hit.passage.id in answer.read]
-            remote = None if edge.handoff is None else _ask_remote(edge.handoff, Topic(question, row, read))
+            remote = None if handoff is None else _ask_remote(handoff, Topic(question, row, read))
             done[question] = asked = Asked(
                 question, answers, task, answer.text, answer.route, dict(answer.signals), vector, remote, setup
             )
@@ -148,6 +152,17 @@ def ask_all(
         for question, answers, task in questions
         if question in done
     ]
+
+
+@contextmanager
+def _answering_locally(edge: Edge) -> Iterator[Handoff | None]:
+    """The way to the remote, where one may be asked; `edge` itself does not take it, even where it is preferred."""
+    handoff, remote = None if edge.privacy.mode == "local_only" else edge.handoff, edge.remote
+    edge.remote = None
+    try:
+        yield handoff
+    finally:
+        edge.remote = remote
 
 
 def _ask_remote(handoff: Handoff, topic: Topic) -> str:

@@ -16,8 +16,10 @@ from hypothesis import strategies as st
 from made_calibrations import SETUP, asked, with_remote
 
 from edge_sdk.edge import Edge
-from edge_sdk.errors import CalibrationError, ConfigError
+from edge_sdk.errors import CalibrationError, ConfigError, RemoteTimeoutError
 from edge_sdk.fakes import FakeEncoder, FakeEngine
+from edge_sdk.fallback.remote import FakeRemote
+from edge_sdk.privacy.gate import PrivacyPolicy
 from edge_sdk.prompt import Reading
 from edge_sdk.route import Policy
 from edge_sdk.storage.store import Store
@@ -168,6 +170,47 @@ def test_answers_of_another_model_are_not_taken_for_this_ones(make: Make, tmp_pa
     with pytest.raises(CalibrationError, match="another model, prompt or retrieval"):
         ask_all(make()[0], QUESTIONS, out=out, k=3)
     assert engine.prompts == []
+
+
+def remote_edge(make: Make, mode: str, *replies: str | RemoteTimeoutError) -> tuple[Edge, FakeEngine, FakeRemote]:
+    edge, engine = make()
+    remote = FakeRemote(*replies)
+    edge.remote, edge.privacy = remote, PrivacyPolicy(mode)  # type: ignore[arg-type]
+    assert edge.handoff is not None
+    edge.handoff.learned, edge.handoff.queues = None, False
+    return edge, engine, remote
+
+
+@pytest.mark.parametrize("mode", ["prefer_local", "prefer_remote"])
+def test_the_remote_is_asked_once_a_question_beside_the_local_model(make: Make, mode: str) -> None:
+    edge, engine, remote = remote_edge(make, mode, "number 0", "number 1")
+    found = ask_all(edge, QUESTIONS[:2])
+    assert [(each.text, each.route, each.remote) for each in found] == [
+        ("It is number 3.", "local", "number 0"),
+        ("It is number 3.", "local", "number 1"),
+    ]
+    assert (len(engine.prompts), len(remote.requests)) == (2, 2)
+    assert edge.remote is remote
+
+
+def test_answers_that_lack_the_remotes_are_asked_again_and_a_failed_call_is_one_line(
+    make: Make, tmp_path: Path
+) -> None:
+    out = tmp_path / "asked.jsonl"
+    ask_all(make()[0], QUESTIONS[:2], out=out)
+    edge, _, _ = remote_edge(make, "prefer_local", "number 0", RemoteTimeoutError("too slow"))
+    with pytest.raises(CalibrationError, match="too slow"):
+        ask_all(edge, QUESTIONS[:2], out=out)
+    assert [each.remote for each in read_asked(out)] == [None, None, "number 0"]
+    again, _, remote = remote_edge(make, "prefer_local", "number 1")
+    assert [each.remote for each in ask_all(again, QUESTIONS[:2], out=out)] == ["number 0", "number 1"]
+    assert len(remote.requests) == 1
+
+
+def test_in_local_only_mode_a_configured_remote_is_left_alone(make: Make) -> None:
+    edge, _, remote = remote_edge(make, "local_only", "number 0")
+    assert [each.remote for each in ask_all(edge, QUESTIONS[:1])] == [None]
+    assert remote.requests == []
 
 
 def test_a_cancelled_run_keeps_what_it_has(make: Make, tmp_path: Path) -> None:
