@@ -13,6 +13,7 @@ from edge_sdk.confidence.logistic import Logistic, Steps, Term
 from edge_sdk.confidence.neighbours import gather
 from edge_sdk.confidence.risk import certify
 from edge_sdk.confidence.setup import Setup
+from edge_sdk.confidence.signals import SIGNALS
 from edge_sdk.records import Hit, Passage, Token
 from quantize.calibrate import Asked
 
@@ -96,3 +97,14 @@ def asked(count: int, *, seed: int = 0, share: float = 0.6, tasks: Sequence[str]
 
 def with_remote(rows: Sequence[Asked], right: bool = True) -> list[Asked]:
     return [replace(row, remote="yes" if right else "no") for row in rows]
+
+
+def noisy(count: int, seed: int) -> list[Asked]:
+    """Like `asked`, with only `evidence` saying anything, among twenty signals of noise."""
+    names = [signal.name for signal in SIGNALS if signal.sign == 0 or signal.stage == "after"]
+    random = np.random.default_rng([seed, 7])
+    rows = []
+    for each in asked(count, seed=seed, share=0.5):
+        noise = {name: float(random.normal()) for name in names}
+        rows.append(replace(each, signals=noise | {"evidence": each.signals["evidence"], "refusal": 0.0}))
+    return rows

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from made_calibrations import SETUP, asked, with_remote
+from made_calibrations import SETUP, asked, noisy, with_remote
 
 from edge_sdk.edge import Edge
 from edge_sdk.errors import CalibrationError, ConfigError, RemoteTimeoutError
@@ -298,6 +298,12 @@ def test_a_calibration_tells_right_from_wrong_and_names_its_labels() -> None:
     assert "evidence" not in found.models["before"].terms
 
 
+def test_a_question_is_not_its_own_neighbour_while_fitting() -> None:
+    familiarity = fitted(asked(120), SETUP, "contains").models["after"].terms["familiarity"]
+    assert familiarity.mean < 0.95
+    assert familiarity.deviation > 0.01
+
+
 def test_too_few_or_all_alike_are_one_line() -> None:
     with pytest.raises(CalibrationError, match="too few"):
         fitted(asked(LEAST - 1), SETUP, "contains")
@@ -322,6 +328,7 @@ def test_hopeless_is_the_largest_value_with_a_tenth_right_below_it() -> None:
     values = [at / 100 for at in range(100)]
     assert hopeless(values, [at >= 50 for at in range(100)]) == 0.55  # 5 of 55 are right; 6 of 56 are too many
     assert hopeless(values, [at >= 10 for at in range(100)]) is None  # ten below are too few to see it
+    assert hopeless(values[:21], [at in (3, 7) for at in range(21)]) == 0.2  # just a tenth, of just twenty
     assert hopeless(values, [True] * 100) is None
     assert hopeless(values, [False] * 100) == 0.99
     assert hopeless([0.5] * 100, [False] * 100) is None  # nothing lies below
@@ -398,13 +405,3 @@ def test_the_marginal_promise_holds_on_average_and_the_naive_twin_breaks_it() ->
     spread = float(np.std(honest)) / 5  # of the mean of 25
     assert fmean(honest) <= alpha + 2 * spread
     assert fmean(naive) > alpha + 2 * spread
-
-
-def noisy(count: int, seed: int) -> list[Asked]:
-    names = [signal.name for signal in module.SIGNALS if signal.sign == 0 or signal.stage == "after"]
-    random = np.random.default_rng([seed, 7])
-    rows = []
-    for each in asked(count, seed=seed, share=0.5):
-        noise = {name: float(random.normal()) for name in names}
-        rows.append(replace(each, signals=noise | {"evidence": each.signals["evidence"], "refusal": 0.0}))
-    return rows

@@ -9,7 +9,7 @@ from statistics import fmean
 from typing import Any
 
 import pytest
-from made_calibrations import asked, calibration, certificate, vectors, with_remote
+from made_calibrations import asked, calibration, certificate, noisy, vectors, with_remote
 
 from edge_sdk.confidence.calibration import Label
 from edge_sdk.errors import CalibrationError, ConfigError
@@ -97,10 +97,12 @@ def test_a_probability_is_of_models_that_had_not_seen_the_question() -> None:
     noise = asked(150, seed=3, share=0.5)
     shuffled = [
         replace(each, signals=other.signals, vector=tuple(map(float, vector)))
-        for each, other, vector in zip(noise, asked(150, seed=4), vectors(150, 5), strict=True)
+        for each, other, vector in zip(noise, noisy(150, seed=4), vectors(150, 5), strict=True)
     ]
-    scores = module._cross_fitted(shuffled, "contains", 0)
-    assert auroc(scores, [each.text == "yes" for each in shuffled]) < 0.6
+    right = [each.text == "yes" for each in shuffled]
+    assert auroc(module._cross_fitted(shuffled, "contains", 0), right) < 0.6
+    halves = module._halves(shuffled, right, "contains", 0, lambda *_: None)
+    assert fmean(auroc(half.probabilities, half.right) for half in halves) < 0.6
 
 
 def test_risk_is_a_share_of_all_questions_or_of_those_served() -> None:

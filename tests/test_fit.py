@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edge_sdk.confidence.logistic import Logistic
+from quantize import fit as module
 from quantize.fit import ISOTONIC_FROM, PENALTIES, fit, isotonic, platt
 from quantize.route_metrics import expected_calibration_error
 
@@ -41,6 +42,15 @@ def test_probabilities_are_calibrated_on_new_questions() -> None:
     more, labels = drawn(3000, weights, -0.5, seed=1)
     model = fit(rows, right, {"a": 1, "b": 1}).model
     assert expected_calibration_error([model.estimate(row).probability for row in more], labels) < 0.05
+
+
+def test_what_a_penalty_shrinks_is_stretched_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Platt on the log-odds of rows that were held out, put into the weights."""
+    monkeypatch.setattr(module, "PENALTIES", (1000.0,))
+    rows, right = drawn(900, {"a": 1.5}, 0.4)
+    model = fit(rows, right, {"a": 1}).model
+    assert model.terms["a"].weight == pytest.approx(1.5, abs=0.4)  # 0.3 without
+    assert model.intercept == pytest.approx(0.4, abs=0.25)
 
 
 @settings(max_examples=25, deadline=None)

@@ -117,8 +117,8 @@ def test_a_cancelled_answer_is_left_where_it_was() -> None:
 
 def test_a_question_without_support_is_explained_too() -> None:
     found = calibration(certified=certificate())
-    it = judge(found, hits=[hit("Rain.", similarity=0.0)])
-    assert it.decision.route == "remote"
+    it = judge(replace(found, hand_off_before=1.0), hits=[hit("Rain.", similarity=0.0)])
+    assert (it.decision.route, len(it.decision.reasons)) == ("remote", 1)
     assert adds_up(it.explanation)
     assert judge(found, hits=[], note="no passage").decision.route == "remote"
 
