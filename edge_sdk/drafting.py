@@ -92,8 +92,8 @@ class Drafter:
             usable=bool(cited.text) and not refusal,
         )
 
-    def setup(self, retrieval: str, style: Style = "full") -> Setup:
-        """What a calibration of these answers is filed under; `retrieval` names what finds the passages.
+    def setup(self, retrieval: str, encoder: str, style: Style = "full") -> Setup:
+        """What a calibration of these answers is filed under; the two names say what finds the passages.
 
         How many tokens an answer may take is no part of it: that one was cut is a signal.
         """
@@ -103,9 +103,10 @@ class Drafter:
             {
                 "model": self.engine.fingerprint,
                 "prompt": short_hash(probe.text),
-                "passages": f"{self.reading.prompt_tokens} tokens of a prompt",
+                "passages": f"{self.reading.prompt_tokens} tokens of a prompt, context {self.engine.context}",
                 "sampler": short_hash(repr(replace(GenerateOptions(), max_tokens=1))),
                 "retrieval": retrieval,
+                "encoder": encoder,
                 "signals": SIGNALS_HASH,
             }
         )

@@ -202,21 +202,24 @@ class Edge:
         timings = Timings(retrieve_ms=_since(started))
         yield Event("retrieved", hits=tuple(hits))
 
-        judge = self._judge(query, hits, style, k, task)
+        judge = self._judge(query, hits, style, k, task, conversation)
         draft = Draft(passages=tuple(hit.passage for hit in hits))
         reasons = judge.decision.reasons
         found: Answer | Missed | None = None
         if self.privacy.mode == "prefer_remote" and self.remote is not None:
             preferred = ("the remote is preferred",)
             found = yield from self._hand_off(question, draft, preferred, conversation, cancel)
+        manner = Manner(style, max_tokens, conversation, cancel, hold)
         if judge.decision.route == "local" and not isinstance(found, Answer):
-            manner = Manner(style, max_tokens, conversation, cancel, hold)
             draft = yield from self._drafter.draft(question, hits, judge, manner)
-            timings = replace(timings, prefill_ms=draft.prefill_ms, decode_ms=draft.decode_ms)
             reasons = judge.decision.reasons
         if judge.decision.route == "remote" and found is None:
             found = yield from self._hand_off(question, draft, reasons, conversation, cancel)
-        missed = (found.reason,) if isinstance(found, Missed) else ()
+        missed: tuple[str, ...] = (found.reason,) if isinstance(found, Missed) else ()
+        if missed and judge.gave_up:  # nobody else answers: go through with it after all
+            judge = Judge(query, hits, Policy("local"), note="given up at first", task=task)
+            draft = yield from self._drafter.draft(question, hits, judge, manner)
+            missed = (*reasons, *missed, "so this is the local answer, unsure as it is")
         if isinstance(found, Answer):
             answer = found
         elif judge.decision.route == "local":
@@ -230,7 +233,12 @@ class Edge:
         answer = replace(
             answer,
             reasons=(*note, *answer.reasons),
-            timings=replace(timings, remote_ms=answer.timings.remote_ms),
+            timings=replace(
+                timings,
+                prefill_ms=draft.prefill_ms,
+                decode_ms=draft.decode_ms,
+                remote_ms=answer.timings.remote_ms,
+            ),
             hits=tuple(hits),
             signals=dict(judge.signals),
             explanation=judge.explanation,
@@ -269,9 +277,13 @@ class Edge:
                 return more, together, ("searched together with the question before",)
         return hits, question, ()
 
-    def _judge(self, query: str, hits: list[Hit], style: Style, k: int, task: str) -> Judge:
+    def _judge(
+        self, query: str, hits: list[Hit], style: Style, k: int, task: str, conversation: Conversation | None
+    ) -> Judge:
         """What follows the question; a calibration is looked for only where there may be one."""
         calibration, note = self._calibration(style, k) if hits else (None, "no passage was found")
+        if conversation is not None and conversation.turns:
+            calibration, note = None, "calibrations know no earlier turns"
         vector = self.encoder.encode([query])[0] if calibration is not None else None
         return Judge(query, hits, self.policy, calibration=calibration, note=note, vector=vector, task=task)
 
@@ -279,7 +291,7 @@ class Edge:
         """What a calibration of answers in this style, from `k` passages, is filed under. Loads both models."""
         from .retrieval.retrieve import RANKING
 
-        return self._drafter.setup(f"{RANKING}, {k} passages, encoder {self.encoder.fingerprint[:16]}", style)
+        return self._drafter.setup(f"{RANKING}, {k} passages", self.encoder.fingerprint[:16], style)
 
     def _calibration(self, style: Style, k: int) -> tuple[Calibration | None, str]:
         if self.calibrations is None or self.calibrations.is_empty():

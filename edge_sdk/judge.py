@@ -51,6 +51,8 @@ class Judge:
         self._question, self._policy, self._calibration = question, policy, calibration
         self._note, self._vector, self._task = note, vector, task
         self._trace, self._doubted_window = TokenTrace(), False
+        self.gave_up = False
+        """Whether the answer was given up early: one may exist all the same."""
         self.signals: dict[str, float] = signals_before(question, hits)
         if calibration is not None and vector is not None:
             self.signals |= calibration.neighbours.signals(vector)
@@ -66,7 +68,9 @@ class Judge:
         if probability >= limit:
             return decision
         reason = f"right with probability {probability:.2f} only before generating, limit {limit:.2f}"
-        return self._doubt(decision, reason)
+        decision = self._doubt(decision, reason)
+        self.gave_up = decision.route != "local"
+        return decision
 
     def sees(self, token: Token) -> bool:
         """Take the next token; True when the answer is to be given up now. That happens at most once."""
@@ -80,7 +84,8 @@ class Judge:
         self.explanation = self._explain("during")
         reason = f"given up while generating: 8 tokens in a row at {lowest:.2f} nats, limit {limit:.2f}"
         self.decision = self._doubt(self.decision, reason)
-        return self.decision.route != "local"
+        self.gave_up = self.decision.route != "local"
+        return self.gave_up
 
     def ends(self, answer: str, passages: Sequence[Hit], *, finish_reason: FinishReason, refusal: bool) -> Decision:
         """The decision on the whole answer; `passages` are those of the prompt, best first."""
@@ -88,9 +93,10 @@ class Judge:
         self.signals |= signals_after(
             self._question, passages, answer, finish_reason=finish_reason, refusal=refusal
         )
-        self.explanation = self._explain("after")
         if finish_reason == "cancelled":
+            self.explanation = Explanation("during", note="the answer was cancelled")
             return self.decision
+        self.explanation = self._explain("after")
         self.decision = decide_after(self.decision, refusal, self._policy)
         probability, calibration = self.explanation.probability, self._calibration
         if self.decision.route == "local" and calibration is not None and probability is not None:

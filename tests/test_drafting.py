@@ -140,26 +140,28 @@ def drafter(engine: FakeEngine | None = None, **reading: object) -> Drafter:
 @pytest.mark.parametrize(
     ("other", "named"),
     [
-        (lambda: drafter(FakeEngine(name="quantized otherwise")).setup("bm25"), ["model"]),
-        (lambda: drafter(OtherTemplate()).setup("bm25"), ["prompt"]),
-        (lambda: drafter(numbered=True).setup("bm25"), ["prompt"]),
-        (lambda: drafter().setup("bm25", "brief"), ["prompt"]),
-        (lambda: drafter(prompt_tokens=900).setup("bm25"), ["passages"]),
-        (lambda: drafter().setup("bm25, another encoder"), ["retrieval"]),
+        (lambda: drafter(FakeEngine(name="quantized otherwise")).setup("bm25", "MiniLM"), ["model"]),
+        (lambda: drafter(OtherTemplate()).setup("bm25", "MiniLM"), ["prompt"]),
+        (lambda: drafter(numbered=True).setup("bm25", "MiniLM"), ["prompt"]),
+        (lambda: drafter().setup("bm25", "MiniLM", "brief"), ["prompt"]),
+        (lambda: drafter(prompt_tokens=900).setup("bm25", "MiniLM"), ["passages"]),
+        (lambda: drafter().setup("other", "MiniLM"), ["retrieval"]),
+        (lambda: drafter().setup("bm25", "mpnet"), ["encoder"]),
+        (lambda: drafter(FakeEngine(context=320)).setup("bm25", "MiniLM"), ["passages"]),
     ],
 )
 def test_each_change_of_the_set_up_is_named(other: Callable[[], drafting.Setup], named: list[str]) -> None:
-    assert other().differences(drafter().setup("bm25")) == named
+    assert other().differences(drafter().setup("bm25", "MiniLM")) == named
 
 
 def test_another_sampler_is_another_set_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    before = drafter().setup("bm25")
+    before = drafter().setup("bm25", "MiniLM")
     monkeypatch.setattr(drafting, "GenerateOptions", partial(GenerateOptions, temperature=0.7))
-    assert drafter().setup("bm25").differences(before) == ["sampler"]
+    assert drafter().setup("bm25", "MiniLM").differences(before) == ["sampler"]
 
 
 def test_what_was_asked_before_is_no_part_of_the_set_up() -> None:
     it = drafter()
-    before = it.setup("bm25")
+    before = it.setup("bm25", "MiniLM")
     drafted(it.draft(QUESTION, HITS, judge(), Manner()))
-    assert it.setup("bm25") == before
+    assert it.setup("bm25", "MiniLM") == before

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from threading import Event as Flag
 
 import pytest
+from made_calibrations import calibration
 
+from edge_sdk.confidence.calibration import Calibrations
+from edge_sdk.confidence.neighbours import Neighbours, gather
 from edge_sdk.config import load_settings
 from edge_sdk.conversation import Conversation
 from edge_sdk.edge import Edge
@@ -191,6 +195,35 @@ def test_preferring_the_remote_asks_it_first_and_falls_back_to_the_documents(mak
     answer = edge.ask("Where is the red button?")
     assert (answer.route, answer.text) == ("local", "Press the red button [1].")
     assert any("no reply within 60 s" in reason for reason in answer.reasons)
+
+
+def test_an_answer_given_up_early_is_still_delivered_when_the_remote_fails(make: Make, tmp_path: Path) -> None:
+    remote = FakeRemote(RemoteTimeoutError("no reply within 60 s"))
+    edge = make(remote=remote, privacy=OPEN, calibrations=Calibrations(tmp_path / "calibrations"))
+    found = replace(calibration(), setup=edge.setup(), hand_off_before=1.0, neighbours=near(edge))
+    edge.calibrations.save(found)
+    answer = edge.ask(QUESTION)
+    assert (answer.route, answer.text) == ("local", "Press the red button [1].")
+    assert any("before generating" in reason for reason in answer.reasons)
+    assert any("no reply within 60 s" in reason for reason in answer.reasons)
+    assert answer.probability is None
+
+
+def test_with_earlier_turns_there_is_no_probability(make: Make, tmp_path: Path) -> None:
+    edge = make(calibrations=Calibrations(tmp_path / "calibrations"))
+    edge.calibrations.save(replace(calibration(), setup=edge.setup(), neighbours=near(edge)))
+    conversation = Conversation()
+    first = edge.ask(QUESTION, conversation=conversation)
+    assert first.probability is not None
+    assert "left the device: nothing" in first.explain()
+    second = edge.ask(QUESTION, conversation=conversation)
+    assert second.probability is None
+    assert any("earlier turns" in reason for reason in second.reasons)
+
+
+def near(edge: Edge) -> Neighbours:
+    """One calibration question, as the edge's encoder sees it."""
+    return gather(["How is it reset?"], [True], edge.encoder.encode(["How is it reset?"]))
 
 
 def test_invented_citations_are_dropped_counted_and_said(make: Make) -> None:

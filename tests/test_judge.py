@@ -109,10 +109,10 @@ def test_when_asked_to_answer_all_the_same_a_bad_run_is_one_reason_and_no_end() 
     assert len(it.decision.reasons) < 8
 
 
-def test_a_cancelled_answer_is_left_where_it_was() -> None:
+def test_a_cancelled_answer_is_left_where_it_was_without_a_probability() -> None:
     it = judge(calibration(after=NEVER, certified=certificate(0.6)))
     assert end(it, reason="cancelled") == "local"
-    assert it.explanation.probability is not None
+    assert (it.explanation.probability, it.explanation.note) == (None, "the answer was cancelled")
 
 
 def test_a_question_without_support_is_explained_too() -> None:

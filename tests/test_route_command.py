@@ -125,7 +125,7 @@ def test_the_summary_is_worth_its_certificate(run: Run, calibrated: Path) -> Non
     assert summary["held_out"] == summary["certificate"]["n"] == 36
     assert summary["certificate"]["threshold"] is not None
     assert summary["certificate"]["fingerprints"] == summary["setup"]
-    assert summary["setup"].keys() == {"model", "prompt", "passages", "sampler", "retrieval", "signals"}
+    assert summary["setup"].keys() == {"model", "prompt", "passages", "sampler", "retrieval", "encoder", "signals"}
 
 
 def test_the_report_is_for_people_too(calibrated: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -153,7 +153,7 @@ def test_another_model_encoder_or_retrieval_makes_it_not_found(
     use(monkeypatch, dimension=128)
     with Store.open(tmp_path / "s.db") as store:
         store.reindex(FakeEncoder(128))
-    assert "retrieval changed" in why_not(ask(run, 31))
+    assert "encoder changed" in why_not(ask(run, 31))
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[" * 99_999, b"\xff" * 50, b'{"version": 1}', b"null"])

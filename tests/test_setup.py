@@ -11,7 +11,7 @@ from made_calibrations import SETUP
 
 from edge_sdk.confidence import setup as module
 from edge_sdk.confidence.setup import Setup, short_hash
-from edge_sdk.confidence.signals import SIGNALS
+from edge_sdk.confidence.signals import FORMULAS, SIGNALS
 
 parts = st.dictionaries(st.sampled_from(["model", "prompt", "sampler"]), st.text(max_size=4))
 
@@ -38,5 +38,6 @@ def test_a_part_that_only_one_has_is_a_difference() -> None:
 
 
 def test_the_hash_of_the_signals_follows_their_definitions() -> None:
-    assert short_hash(repr(SIGNALS)) == module.SIGNALS_HASH
-    assert short_hash(repr((replace(SIGNALS[0], sign=0), *SIGNALS[1:]))) != module.SIGNALS_HASH
+    assert short_hash(f"{FORMULAS} {SIGNALS!r}") == module.SIGNALS_HASH
+    assert short_hash(f"{FORMULAS + 1} {SIGNALS!r}") != module.SIGNALS_HASH
+    assert short_hash(f"{FORMULAS} {(replace(SIGNALS[0], sign=0), *SIGNALS[1:])!r}") != module.SIGNALS_HASH

@@ -75,6 +75,8 @@ def calibrate_command(
     style: Style = "brief" if brief else "full"
     with Edge.open(settings=settings, policy=Policy(when_unsure="local")) as edge:
         edge.calibrations = None  # the one that exists must not decide what is measured
+        if not risk.startswith("regret"):
+            edge.remote = None  # its answers say nothing of this risk
         if edge.handoff is not None:
             edge.handoff.learned, edge.handoff.queues = None, False  # every question is to be asked
         with cancel_on_interrupt() as cancel, progress_bar("answering") as bar:
@@ -129,8 +131,12 @@ def route_explain_command(settings: Settings, id: str, as_json: bool) -> None:
     record = json.loads(kept)
     if as_json:
         print_json(record)
-    else:
-        console().print(_as_answer(record).explain(), markup=False)
+        return
+    try:
+        text = _as_answer(record).explain()
+    except (KeyError, TypeError, ValueError) as error:
+        raise ConfigError(f"the decision {id!r} was kept in another form", hint="use --json") from error
+    console().print(text, markup=False)
 
 
 def _as_answer(record: dict[str, Any]) -> Answer:

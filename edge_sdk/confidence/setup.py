@@ -11,9 +11,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
-from .signals import SIGNALS
+from .signals import FORMULAS, SIGNALS
 
-SIGNALS_HASH = hashlib.sha256(repr(SIGNALS).encode()).hexdigest()[:16]
+SIGNALS_HASH = hashlib.sha256(f"{FORMULAS} {SIGNALS!r}".encode()).hexdigest()[:16]
 """Of the signals' definitions: other signals are other inputs of the fitted model."""
 
 

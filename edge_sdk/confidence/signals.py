@@ -76,6 +76,7 @@ STAGES: dict[Stage, tuple[str, ...]] = {
 """The signals that are known at each stage."""
 
 WINDOW = 8  # tokens
+FORMULAS = 1  # one more with every change of how a signal is computed: calibrations depend on it
 _MOST = 5.0  # nats of a lead; beyond, a token is certain
 _STEM = 5  # letters by which two words count as the same, as in `route`
 _WORD = re.compile(r"[^\W_]+")
@@ -208,7 +209,9 @@ def after(
         if passages
         else 0.0,
         "longest_span": _longest_span(words, _WORD.findall(folded)) / len(words) if words else 0.0,
-        "grounded_numbers": sum(number in text for number in numbers) / len(numbers) if numbers else 1.0,
+        "grounded_numbers": sum(map(set(_NUMBER.findall(text)).__contains__, numbers)) / len(numbers)
+        if numbers
+        else 1.0,
         "grounded_names": sum(name.casefold() in folded for name in names) / len(names) if names else 1.0,
         "kind": float((has_number or not wants_number) and (has_name or not wants_name)),
     }
