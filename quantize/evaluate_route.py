@@ -54,7 +54,7 @@ DELTA = 0.1
 _HALVES = 20  # for AUROC and calibration error
 _CURVE = 20  # pieces of the cost-quality curve
 _LEAST_QUESTIONS = ceil(2 * LEAST / (1 - THRESHOLD_SHARE))  # so that a part of a half can be fitted on
-_LEAST_OF_EACH = 30  # with fewer, such a part would often lack one kind
+_LEAST_OF_EACH = 20  # with fewer, such a part would often lack one kind
 _SETUP = Setup({})  # nothing here is kept
 
 
@@ -152,7 +152,10 @@ def _halves(
         progress(number, _HALVES, "halves")
         order = random.permutation(len(asked)).tolist()
         learned, tested = order[: len(order) // 2], order[len(order) // 2 :]
-        calibration = fitted([asked[at] for at in learned], _SETUP, labeller)
+        try:
+            calibration = fitted([asked[at] for at in learned], _SETUP, labeller)
+        except CalibrationError:  # too few answers of a kind are in this half
+            continue
         test = [asked[at] for at in tested]
         yield _Half(test, probabilities(calibration, test), [right[at] for at in tested])
 
@@ -164,10 +167,13 @@ def _cross_fitted(asked: Sequence[Asked], labeller: Labeller, seed: int) -> list
     for _ in range(_HALVES // 2):
         order = random.permutation(len(asked)).tolist()
         for learned, tested in ((order[::2], order[1::2]), (order[1::2], order[::2])):
-            calibration = fitted([asked[at] for at in learned], _SETUP, labeller)
+            try:
+                calibration = fitted([asked[at] for at in learned], _SETUP, labeller)
+            except CalibrationError:
+                continue
             sums[tested] += probabilities(calibration, [asked[at] for at in tested])
             counts[tested] += 1
-    means: list[float] = (sums / counts).tolist()
+    means: list[float] = (sums / np.maximum(counts, 1)).tolist()
     return means
 
 

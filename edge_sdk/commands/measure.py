@@ -12,6 +12,7 @@ import click
 
 from ..config import Settings
 from ..device import describe
+from ..errors import ConfigError
 from .options import cancel_on_interrupt, console, options, print_json, progress_bar
 
 
@@ -102,8 +103,9 @@ def eval_route_command(
         if cancel.is_set():
             return 130
         others = calibrate.read_asked(fit_on)
-        reports = {
-            labeller: evaluate.evaluate_route(
+
+        def report(labeller: str) -> dict[str, Any]:
+            found: dict[str, Any] = evaluate.evaluate_route(
                 asked,
                 labeller=labeller,
                 fit_on=others,
@@ -111,9 +113,13 @@ def eval_route_command(
                 resplits=resplits,
                 progress=bar,
             )
-            for labeller in ("contains", "f1")
-        }
-    result = {"model": model, "data": data.name, **reports["contains"], "by_f1": reports["f1"]}
+            return found
+
+        result = {"model": model, "data": data.name, **report("contains")}
+        try:
+            result["by_f1"] = report("f1")
+        except ConfigError as error:  # few answers of a talkative model are right by this label
+            result["by_f1"] = {"too_few": str(error)}
     if not as_json:
         _show_route(result)
     print_json(_stamped("eval route", result))
