@@ -76,8 +76,11 @@ def library() -> Any:
 class LlamaModel:
     """A model, one context of it, and `seen`, the tokens whose keys and values that context holds."""
 
-    def __init__(self, path: Path, *, context: int, threads: int, gpu_layers: int) -> None:
-        """Load `path`, whose header has been checked. Raises `EngineError` with llama.cpp's own words."""
+    def __init__(self, path: Path, *, context: int, threads: int, gpu_layers: int, observer: Any = None) -> None:
+        """Load `path`, whose header has been checked. Raises `EngineError` with llama.cpp's own words.
+
+        `observer`, a `ggml_backend_sched_eval_callback`, is asked about every operation; it must not raise.
+        """
         self._lib = lib = library()
         _complaints.clear()
         settings = lib.llama_model_default_params()
@@ -88,6 +91,8 @@ class LlamaModel:
         settings = lib.llama_context_default_params()
         settings.n_ctx, settings.n_batch, settings.n_ubatch = context, min(BATCH, context), min(BATCH, context)
         settings.n_threads = settings.n_threads_batch = threads
+        if observer is not None:
+            settings.cb_eval = self._observer = observer  # kept alive as long as the context
         handle = lib.llama_init_from_model(model, settings)
         memory = handle and lib.llama_get_memory(handle)
         self._thread = NativeThread("edge-llama")

@@ -100,8 +100,8 @@ class GgufHeader:
         return sum(self.n_head_kv) * self.head_bytes * context
 
 
-def read_header(path: Path) -> GgufHeader:
-    """Read and check the header of `path`; the weights are not read.
+def read_header(path: Path, *, model: bool = True) -> GgufHeader:
+    """Read and check the header of `path`; the weights are not read. What is no `model` needs no architecture.
 
     Raises `ModelDamagedError` for anything that is not a whole, consistent GGUF file, `ModelNotFoundError` where
     there is no such file. A vocabulary of 150,000 tokens takes about a tenth of a second.
@@ -112,7 +112,7 @@ def read_header(path: Path) -> GgufHeader:
             if size < 24:
                 raise ModelDamagedError(f"{path} is not a GGUF file: it has {size} bytes")
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-                return _Reader(path, data).header()
+                return _Reader(path, data).header(model)
     except FileNotFoundError:
         raise ModelNotFoundError(f"there is no file {path}") from None
     except OSError as error:
@@ -272,7 +272,7 @@ class _Reader:
 
     # --- the whole --------------------------------------------------------------------------------------
 
-    def header(self) -> GgufHeader:
+    def header(self, model: bool) -> GgufHeader:
         if self.take(4, "the magic number") != b"GGUF":
             self.fail("not a GGUF file: it does not begin with `GGUF`")
         version = self.u32("the version")
@@ -289,8 +289,9 @@ class _Reader:
             self.fail("one part of a model that is split over several files, which is not supported")
         self.check_tokens(metadata)
         found = self.tensors(tensors, alignment)
-        architecture = metadata.get("general.architecture")
-        if not isinstance(architecture, str) or not re.fullmatch(r"[a-z0-9][a-z0-9_.-]{0,63}", architecture):
+        architecture = metadata.get("general.architecture") if model else ""
+        pattern = r"[a-z0-9][a-z0-9_.-]{0,63}" if model else ""
+        if not isinstance(architecture, str) or not re.fullmatch(pattern, architecture):
             self.fail(f"general.architecture is {architecture!r}")
         return self.describe(version, metadata, found, architecture)
 
