@@ -1,0 +1,1 @@
+"""GGUF models made smaller: importance matrices, quantized files, and what quantization cost."""
