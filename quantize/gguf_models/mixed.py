@@ -1,0 +1,236 @@
+"""GGUF files in which each tensor has the type that it needs: measured, planned within a budget, built.
+
+Two things are measured. How much a type changes a tensor's outputs, on a sample of its rows. And how much the
+model's answers change when the tensors of a group do, by writing a file in which only they are coarse. `allocation`
+makes a plan of the two; `build` writes it, rounding with `rounding` where the blocks allow it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from threading import Event
+
+import numpy as np
+
+from edge_sdk.errors import ConfigError
+from edge_sdk.hub.partial import hash_file
+from edge_sdk.model_files.gguf_header import GgufHeader, TensorInfo
+
+from .allocation import Choice, Plan, allocate, sensitivities
+from .ggml import Bytes, Floats, dequantize_rows, quantize_rows, requires_importance, row_bytes
+from .importance import Importance
+from .rounding import GRIDS, output_error, round_rows
+from .tensors import GgufModel, Update, tensor_bytes, write_gguf
+
+TYPES = ("Q2_K", "Q3_K", "IQ4_NL", "Q4_0", "Q4_1", "Q4_K", "Q5_0", "Q5_1", "Q5_K", "Q6_K", "Q8_0")
+"""What a plan chooses among, as far as a type's blocks fill a tensor's rows; and the type that a tensor has."""
+OUTPUT, EMBEDDING = "output.weight", "token_embd.weight"
+_WIDEST = 4_096  # columns up to which correlations of inputs are used: the cost grows with the cube
+_DEPTHS = 3  # groups that the layers are cut into
+_ROWS = 48  # of a tensor, on which a type's error is measured
+_PROBES = ("Q3_K", "Q4_0")  # coarse enough to be seen above rounding; the first that fills a tensor's rows
+_SAME = 0.02  # relative square difference up to which output matrix and embeddings are one matrix, quantized twice
+_BLOCK_NAME = re.compile(r"blk\.(\d+)\.(.+)\.weight")
+
+
+@dataclass(frozen=True)
+class Source:
+    """A model to quantize and what is known of the inputs of its layers."""
+
+    model: GgufModel
+    importance: Importance | None = None
+
+    @cached_property
+    def tensors(self) -> dict[str, TensorInfo]:
+        """Matrices that may be quantized, by name."""
+        return {
+            tensor.name: tensor
+            for tensor in self.model.header.tensors
+            if len(tensor.shape) == 2 and tensor.name.endswith(".weight") and tensor.shape[0] % 32 == 0
+        }
+
+    def products(self, name: str) -> Floats | None:
+        """Mean of x xᵀ over a matrix's inputs, where it is known and small enough to be of use."""
+        found = None if self.importance is None else self.importance.products.get(name)
+        return found if found is not None and len(found) <= _WIDEST else None
+
+    def squares(self, name: str) -> Floats | None:
+        """Mean of the square of each of a matrix's inputs."""
+        return None if self.importance is None else self.importance.squares.get(name)
+
+    def encode(self, name: str, type: str, rows: slice = slice(None)) -> Bytes:
+        """A tensor's rows as blocks of `type`; copied where it has that type."""
+        tensor = self.model.tensors[name]
+        if type == tensor.type:
+            return self.model.raw(name)[rows]
+        weights = dequantize_rows(self.model.raw(name)[rows], tensor.type, tensor.shape[0])
+        products = self.products(name)
+        if products is not None and type in GRIDS:
+            return round_rows(weights, type, products).blocks()
+        return quantize_rows(weights, type, self.squares(name))
+
+    def error(self, name: str, type: str) -> float:
+        """Share of a matrix's output power that the change to `type` amounts to, on some of its rows."""
+        tensor = self.model.tensors[name]
+        if type == tensor.type:
+            return 0.0
+        step = max(1, tensor.shape[1] // _ROWS)
+        rows = slice(0, tensor.shape[1], step)
+        weights = dequantize_rows(self.model.raw(name)[rows], tensor.type, tensor.shape[0])
+        changed = dequantize_rows(self.encode(name, type, rows), type, tensor.shape[0])
+        products = self.products(name)
+        if products is not None:
+            return output_error(weights - changed, products) / (output_error(weights, products) or 1.0)
+        squares = self.squares(name)
+        weigh = np.ones(tensor.shape[0], np.float32) if squares is None else squares
+        power = float((np.square(weights) * weigh).sum()) or 1.0
+        return float((np.square(weights - changed) * weigh).sum()) / power
+
+    def types(self, name: str, allowed: Iterable[str]) -> list[str]:
+        """Of the types allowed, those that can be made of a matrix; its own is always among them."""
+        tensor = self.model.tensors[name]
+        known = self.squares(name) is not None
+        found = [
+            type
+            for type in dict.fromkeys(allowed)
+            if row_bytes(type, tensor.shape[0]) is not None and (known or not requires_importance(type))
+        ]
+        return list(dict.fromkeys([*found, tensor.type]))
+
+    def is_doubled(self) -> bool:
+        """Whether output matrix and embeddings are the same weights, quantized twice."""
+        if not {OUTPUT, EMBEDDING} <= self.tensors.keys():
+            return False
+        one, other = (self.tensors[name] for name in (OUTPUT, EMBEDDING))
+        if one.shape != other.shape:
+            return False
+        rows = slice(0, one.shape[1], max(1, one.shape[1] // 256))
+        first, second = (
+            dequantize_rows(self.model.raw(each.name)[rows], each.type, each.shape[0]) for each in (one, other)
+        )
+        return float(np.square(first - second).sum()) < _SAME * float(np.square(first).sum())
+
+
+@dataclass(frozen=True, slots=True)
+class Costs:
+    """For each matrix what each type would cost, and whether the output matrix also serves for embeddings."""
+
+    choices: Mapping[str, Sequence[Choice]]
+    tied: bool
+    fixed: int  # bytes of the file that no choice changes
+
+
+def measure_costs(
+    source: Source,
+    divergence: Callable[[Path], float],
+    *,
+    types: Sequence[str] = TYPES,
+    threads: int = 1,
+    folder: Path | None = None,
+    progress: Update = lambda done, total, detail: None,
+    cancel: Event | None = None,
+) -> Costs:
+    """What each type costs each matrix. `divergence` measures a candidate file against the source.
+
+    For every group of matrices (a kind of layer in a third of the depth) one file is written to `folder` in
+    which they alone are coarse. Raises `KeyboardInterrupt` when cancelled.
+    """
+    tied = source.is_doubled()
+    groups = _groups(source, tied)
+    probes: dict[str, str] = {}
+    added: dict[str, float] = {}
+    coarse = Source(source.model, source.importance and replace(source.importance, products={}))
+    with TemporaryDirectory(dir=folder, prefix="edge-probe-") as scratch:
+        for number, (group, names) in enumerate(groups.items()):
+            progress(number, 2 * len(groups), f"probing {group}")
+            probe = {name: next(type for type in _PROBES if type in source.types(name, _PROBES)) for name in names}
+            probes |= probe
+            path = Path(scratch) / "probe.gguf"
+            write_gguf(source.model, path, probe, coarse.encode, threads=threads, cancel=cancel)
+            added[group] = divergence(path)
+    errors = {name: coarse.error(name, type) for name, type in probes.items()}
+    sensitivity = sensitivities(groups, errors, added)
+    choices: dict[str, list[Choice]] = {}
+    for number, (group, names) in enumerate(groups.items(), len(groups)):
+        progress(number, 2 * len(groups), f"rounding {group}")
+        for name in names:
+            if cancel is not None and cancel.is_set():
+                raise KeyboardInterrupt
+            choices[name] = [
+                Choice(type, tensor_bytes(source.tensors[name], type), sensitivity[name] * source.error(name, type))
+                for type in source.types(name, types)
+            ]
+    chosen = {*choices, EMBEDDING} if tied else set(choices)
+    fixed = source.model.header.file_bytes - sum(source.model.tensors[name].bytes for name in chosen)
+    progress(1, 1, "")
+    return Costs(choices, tied, fixed)
+
+
+def plan_for_budget(source: Source, costs: Costs, budget: int) -> Plan:
+    """A plan of at most `budget` bytes with little divergence. Raises `ConfigError` as `allocate` does."""
+    spare = _PADDING * len(source.model.tensors)
+    chosen = allocate(costs.choices, budget - costs.fixed - spare)
+    return Plan(
+        types={name: choice.type for name, choice in sorted(chosen.items())},
+        tied=costs.tied,
+        expected_divergence=sum(choice.divergence for choice in chosen.values()),
+        expected_bytes=costs.fixed + sum(choice.bytes for choice in chosen.values()),
+        source=hash_file(source.model.path),
+    )
+
+
+def build(
+    source: Source,
+    plan: Plan,
+    out: Path,
+    *,
+    threads: int = 1,
+    progress: Update = lambda done, total, detail: None,
+    cancel: Event | None = None,
+) -> GgufHeader:
+    """Write the file of a plan. Raises `ConfigError` where the plan is another model's."""
+    if plan.source and plan.source != hash_file(source.model.path):
+        raise ConfigError(
+            f"the plan was made for another file than {source.model.path.name}", hint="make a new one"
+        )
+    types, dropped = dict(plan.types), frozenset[str]()
+    if plan.tied:
+        types[EMBEDDING], dropped = types.pop(OUTPUT), frozenset({OUTPUT})
+    unchanged = {name for name, type in types.items() if type == source.model.tensors[name].type}
+
+    def encode(name: str, type: str) -> Bytes:
+        return source.encode(OUTPUT if plan.tied and name == EMBEDDING else name, type)
+
+    return write_gguf(
+        source.model,
+        out,
+        {name: type for name, type in types.items() if name not in unchanged or (plan.tied and name == EMBEDDING)},
+        encode,
+        metadata={"general.file_type": _GUESSED, "general.quantization_version": 2},
+        dropped=dropped,
+        threads=threads,
+        progress=progress,
+        cancel=cancel,
+    )
+
+
+_PADDING = 32  # bytes that a tensor may need to begin at an even place
+_GUESSED = 1024  # LLAMA_FTYPE_GUESSED: no one type
+
+
+def _groups(source: Source, tied: bool) -> dict[str, list[str]]:
+    """Names of matrices by kind and depth."""
+    groups: dict[str, list[str]] = {}
+    layers = source.model.header.n_layer or 1
+    for name in source.tensors:
+        if tied and name == EMBEDDING:
+            continue
+        match = _BLOCK_NAME.fullmatch(name)
+        group = f"{match[2]} {int(match[1]) * _DEPTHS // layers + 1}/{_DEPTHS}" if match else name
+        groups.setdefault(group, []).append(name)
+    return groups
