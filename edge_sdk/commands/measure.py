@@ -33,7 +33,7 @@ def eval_answers_command(settings: Settings, data: Path, limit: int | None, out:
     if not as_json:
         for name, value in result.items():
             console().print(f"  {name:<28} {value:.3f}" if isinstance(value, float) else f"  {name:<28} {value}")
-    print_json(_stamped("eval answers", result))
+    print_json(stamped("eval answers", result))
     return 130 if cancel.is_set() else 0
 
 
@@ -60,7 +60,7 @@ def eval_retrieval_command(settings: Settings, data: Path, as_json: bool) -> int
             {name: [row[c] for c in columns] for name, row in result["systems"].items()},
             "{:.3f}",
         )
-    print_json(_stamped("eval retrieval", result))
+    print_json(stamped("eval retrieval", result))
     return 130 if cancel.is_set() else 0
 
 
@@ -122,7 +122,7 @@ def eval_route_command(
             result["by_f1"] = {"too_few": str(error)}
     if not as_json:
         _show_route(result)
-    print_json(_stamped("eval route", result))
+    print_json(stamped("eval route", result))
     return 0
 
 
@@ -170,7 +170,7 @@ def bench_engine_command(
         )
     if not as_json:
         _show(result)
-    print_json(_stamped("bench engine", result))
+    print_json(stamped("bench engine", result))
 
 
 @click.command()
@@ -197,7 +197,7 @@ def bench_search_command(
                 f"{figures['rows']:,} rows of {figures['dim']}; reading the int8 codes alone takes {read:.2f} ms"
             )
             _table(title, columns, {name: [figures[c][name] for c in columns] for name in names}, "{:.2f}")
-    print_json(_stamped("bench search", result))
+    print_json(stamped("bench search", result))
 
 
 @click.command()
@@ -237,7 +237,7 @@ def bench_ingest_command(
         _table(
             result["backend"], columns, {name: [row[c] for c in columns] for name, row in rows.items()}, "{:.1f}"
         )
-    print_json(_stamped("bench ingest", result))
+    print_json(stamped("bench ingest", result))
 
 
 @click.command()
@@ -257,10 +257,10 @@ def bench_retrieve_command(settings: Settings, passages: int, questions: int, as
             for name, figures in (("6 to 14 words", result["warm_ms"]), ("60 words", result["long_ms"]))
         }
         _table(title, ("median", "p99", *result["warm_ms"]["parts"]), rows, "{:.1f}")
-    print_json(_stamped("bench retrieve", result))
+    print_json(stamped("bench retrieve", result))
 
 
-def _stamped(name: str, result: Mapping[str, Any]) -> dict[str, Any]:
+def stamped(name: str, result: Mapping[str, Any]) -> dict[str, Any]:
     """The result with what was asked, without the paths of this machine, where and when."""
     words = [Path(word).name if "/" in word else word for word in sys.argv[3:]]
     stamp = {"command": f"edge {name} {' '.join(words)}".strip(), "date": time.strftime("%Y-%m-%d")}
