@@ -6,6 +6,7 @@ code under test. A name that a test may change is an argument; everything else i
 
 from __future__ import annotations
 
+import math
 import random
 import struct
 from array import array
@@ -105,9 +106,15 @@ def tiny_llama(
     template: str | None = CHATML,
     extra: Mapping[str, Field] | None = None,
     drop: Sequence[str] = (),
+    embed: int = 32,
+    feed: int = 64,
+    experts: int = 0,
 ) -> Path:
-    """Write a Llama with one layer of 32 dimensions over the 256 bytes, eight words and three control tokens."""
-    embed, heads, feed, layers = 32, 2, 64, 1
+    """Write a Llama with one layer of 32 dimensions over the 256 bytes, eight words and three control tokens.
+
+    With `experts`, two of them are used for each token.
+    """
+    heads, layers = 2, 1
     tokens = [*CONTROL, *byte_alphabet(), *WORDS]
     metadata = {
         "general.architecture": Field(STRING, "llama"),
@@ -129,13 +136,18 @@ def tiny_llama(
         "tokenizer.ggml.eos_token_id": Field(U32, 2),
         "tokenizer.ggml.add_bos_token": Field(BOOL, 0),
     }
+    if experts:
+        metadata["llama.expert_count"], metadata["llama.expert_used_count"] = Field(U32, experts), Field(U32, 2)
     if template is not None:
         metadata["tokenizer.chat_template"] = Field(STRING, template)
     metadata.update(extra or {})
     for key in drop:
         del metadata[key]
-    shapes = {"token_embd.weight": (embed, len(tokens)), "output_norm.weight": (embed,)}
+    shapes: dict[str, tuple[int, ...]] = {"token_embd.weight": (embed, len(tokens)), "output_norm.weight": (embed,)}
+    suffix, stack = ("_exps", (experts,)) if experts else ("", ())
     for layer in range(layers):
+        if experts:
+            shapes[f"blk.{layer}.ffn_gate_inp.weight"] = (embed, experts)
         shapes |= {
             f"blk.{layer}.attn_norm.weight": (embed,),
             f"blk.{layer}.attn_q.weight": (embed, embed),
@@ -143,14 +155,14 @@ def tiny_llama(
             f"blk.{layer}.attn_v.weight": (embed, embed),
             f"blk.{layer}.attn_output.weight": (embed, embed),
             f"blk.{layer}.ffn_norm.weight": (embed,),
-            f"blk.{layer}.ffn_gate.weight": (embed, feed),
-            f"blk.{layer}.ffn_up.weight": (embed, feed),
-            f"blk.{layer}.ffn_down.weight": (feed, embed),
+            f"blk.{layer}.ffn_gate{suffix}.weight": (embed, feed, *stack),
+            f"blk.{layer}.ffn_up{suffix}.weight": (embed, feed, *stack),
+            f"blk.{layer}.ffn_down{suffix}.weight": (feed, embed, *stack),
         }
     pick = random.Random(seed)
     tensors = {}
     for name, shape in shapes.items():
-        size = shape[0] * (shape[1] if len(shape) > 1 else 1)
+        size = math.prod(shape)
         norm = "norm" in name
         values = array("f", (1.0 if norm else pick.gauss(0, 0.3) for _ in range(size)))
         tensors[name] = Weights(shape, 0, values.tobytes())

@@ -123,7 +123,17 @@ class ObservedModel(LogitModel):
         size = self._ggml.ggml_nbytes(address)
         content = np.empty(size, np.uint8)
         self._ggml.ggml_backend_tensor_get(address, content.ctypes.data, 0, size)
-        return np.ndarray(tensor.ne[::-1], form, content, strides=tensor.nb[::-1])
+        return elements(tensor, form, content)
+
+
+def elements(tensor: GgmlTensor, form: type[np.generic], content: NDArray[np.uint8]) -> NDArray[Any]:
+    """A tensor's bytes as its elements [4 dimensions, slowest first]; they need not lie side by side.
+
+    >>> tensor = GgmlTensor(ne=(2, 2, 1, 1), nb=(4, 12, 24, 24))
+    >>> elements(tensor, np.int32, np.arange(5, dtype=np.int32).view(np.uint8)).tolist()
+    [[[[0, 1], [3, 4]]]]
+    """
+    return np.ndarray(tuple(tensor.ne)[::-1], form, content, strides=tuple(tensor.nb)[::-1])
 
 
 @cache

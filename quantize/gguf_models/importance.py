@@ -56,11 +56,9 @@ def collect_importance(
     asked = set(weights if products is True else products or ())
     if unknown := asked - weights.keys():
         raise ConfigError(f"{model.name} has no weight {min(unknown)!r}")
-    context = min(context, header.context_length or context)
-    if context < _LEAST_TOKENS or max_tokens < _LEAST_TOKENS:
-        raise ConfigError(
-            f"windows of {context} of {max_tokens} tokens", hint=f"use {_LEAST_TOKENS} or more of both"
-        )
+    context = min(context, max_tokens, header.context_length or context)
+    if context < _LEAST_TOKENS:
+        raise ConfigError(f"windows of {context} tokens are too short", hint=f"use {_LEAST_TOKENS} or more")
     _check_memory(model, header, context, sum(4 * weights[name].shape[0] ** 2 for name in asked))
     squares, correlations, routed = (
         _Sums(weights, _squares),

@@ -89,7 +89,8 @@ def quantize_file(
     `KeyboardInterrupt` when `cancel` is set.
     """
     wanted, model = file_type(type), _source(source)
-    _check_out(source, out, overwrite or dry_run)
+    if not dry_run:
+        check_out(source, out, overwrite=overwrite)
     if importance:
         importance.check(model.header)
     job = quantizer_job(model, wanted, overrides, importance, threads=threads, pure=pure)
@@ -115,9 +116,9 @@ def quantize_file(
 
 
 def survey_types(source: Path, *, threads: int | None = None) -> tuple[QuantizedFile, ...]:
-    """What `source` would be as each of llama.cpp's types without an importance matrix: dry runs of all of them.
+    """What `source` would be as each of llama.cpp's types without an importance matrix, the smallest first.
 
-    Types that this model cannot have are left out.
+    These are dry runs. Types that this model cannot have are left out.
     """
     model, found = _source(source), []
     process = QuantizerProcess()
@@ -133,7 +134,7 @@ def survey_types(source: Path, *, threads: int | None = None) -> tuple[Quantized
             found.append(_result(None, wanted, plan, None, plan.lacking_importance(wanted, frozenset())))
     finally:
         process.close()
-    return tuple(found)
+    return tuple(sorted(found, key=lambda result: result.bytes))
 
 
 def _source(path: Path) -> GgufModel:
@@ -146,7 +147,8 @@ def _source(path: Path) -> GgufModel:
     return model
 
 
-def _check_out(source: Path, out: Path, overwrite: bool) -> None:
+def check_out(source: Path, out: Path, *, overwrite: bool = False) -> None:
+    """Raise `ConfigError` where `out` is `source`, a folder or, unless `overwrite`, there already."""
     if out.exists() and out.samefile(source):
         raise ConfigError(f"{out} is the model that is to be quantized", hint="give another file")
     if out.is_dir() or (out.exists() and not overwrite):
