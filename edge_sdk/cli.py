@@ -34,6 +34,7 @@ COMMANDS = {
     "privacy preview": ("commands.privacy", "print the request that would carry a question to the remote"),
     "privacy test": ("commands.privacy", "plant made-up secrets and look for them in what would leave"),
     "distill static": ("commands.distill", "make an encoder without a transformer, for the smallest devices"),
+    "export": ("commands.export", "write a Hugging Face folder as an ONNX model that agrees with it"),
     "bench engine": ("commands.measure", "measure prefill and decode beside a bare loop and llama_cpp.Llama"),
     "bench search": ("commands.measure", "measure vector search beside numpy, faiss, usearch and sqlite-vec"),
     "bench ingest": ("commands.measure", "measure the encoder and whole documents beside onnxruntime"),

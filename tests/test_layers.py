@@ -45,7 +45,7 @@ PARTS = {
     "confidence": "binomial certificate risk signals setup logistic neighbours calibration",
     "privacy": "checksums patterns views detectors presidio pseudonyms gate canaries",
     "bench": "engine | ingest | search text retrieve",
-    "commands": "options answers distill documents fallback learned measure models privacy route",
+    "commands": "options answers distill export documents fallback learned measure models privacy quantize_onnx route",
 }
 
 # Every third-party package and the modules that may import it. Small and everywhere: numpy.
@@ -62,7 +62,8 @@ OWNERS = {
     "matplotlib": "quantize.plot_route",
     "markdown_it": "documents.parse_markdown",
     "numpy": "* kernels.* quantize.*",
-    "onnxruntime": "model_files.onnx_session",
+    "onnx": "quantize.onnx_models.*",
+    "onnxruntime": "model_files.onnx_session quantize.onnx_models.*",
     "presidio_analyzer": "privacy.presidio",
     "psutil": "bench.*",
     "pypdf": "documents.parse_pdf",
@@ -79,7 +80,9 @@ IMPORTS_BY_NAME = (
     "edge_sdk.__init__",
     "edge_sdk.cli",
     "edge_sdk.commands.distill",
+    "edge_sdk.commands.export",
     "edge_sdk.commands.measure",
+    "edge_sdk.commands.quantize_onnx",
     "edge_sdk.commands.route",
     "edge_sdk.doctor",
     "edge_sdk.documents.python_worker",
