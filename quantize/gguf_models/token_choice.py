@@ -44,7 +44,9 @@ def choose_tokens(
             f"{len(kept):,} tokens have to be kept, more than {size:,}: bytes, special tokens and prompts",
             hint=f"the smallest size is {len(kept):,}",
         )
-    limit = total if size is None else max(len(kept), size // _ROUND * _ROUND)
+    limit = total if size is None else size
+    if size is not None and (rounded := size // _ROUND * _ROUND) >= len(kept):
+        limit = rounded
     enough, seen = coverage * sum(counts.values()), sum(counts.get(at, 0) for at in kept)
     for at, count in sorted(counts.items(), key=lambda item: (-item[1], item[0])):
         if at in kept or seen >= enough:
