@@ -35,6 +35,8 @@ COMMANDS = {
     "privacy test": ("commands.privacy", "plant made-up secrets and look for them in what would leave"),
     "distill static": ("commands.distill", "make an encoder without a transformer, for the smallest devices"),
     "export": ("commands.export", "write a Hugging Face folder as an ONNX model that agrees with it"),
+    "convert": ("commands.convert", "a Hugging Face folder to a GGUF file, or back"),
+    "prune-vocabulary": ("commands.convert", "write a GGUF model with only the tokens that your texts need"),
     "bench engine": ("commands.measure", "measure prefill and decode beside a bare loop and llama_cpp.Llama"),
     "bench search": ("commands.measure", "measure vector search beside numpy, faiss, usearch and sqlite-vec"),
     "bench ingest": ("commands.measure", "measure the encoder and whole documents beside onnxruntime"),
@@ -72,7 +74,7 @@ def _run(name: str, arguments: list[str]) -> int:
     from .errors import EdgeError
 
     module = import_module(f"{__package__}.{COMMANDS[name][0]}")
-    command = getattr(module, name.replace(" ", "_") + "_command")
+    command = getattr(module, name.replace(" ", "_").replace("-", "_") + "_command")
     verbose = "-v" in arguments or "--verbose" in arguments
     try:
         result = command.main(arguments, prog_name=f"edge {name}", standalone_mode=False)
@@ -110,7 +112,7 @@ def _unknown(arguments: list[str]) -> int:
 
 
 def _help() -> str:
-    lines = [f"  {name:<16}{text}" for name, (_, text) in COMMANDS.items()]
+    lines = [f"  {name:<18}{text}" for name, (_, text) in COMMANDS.items()]
     return "\n".join(
         [
             "Usage: edge COMMAND [OPTIONS]",

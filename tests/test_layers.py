@@ -45,7 +45,8 @@ PARTS = {
     "confidence": "binomial certificate risk signals setup logistic neighbours calibration",
     "privacy": "checksums patterns views detectors presidio pseudonyms gate canaries",
     "bench": "engine | ingest | search text retrieve",
-    "commands": "options answers distill export documents fallback learned measure models privacy quantize_onnx route",
+    "commands": "options answers convert distill export documents fallback learned measure models privacy"
+    " quantize_onnx route",
 }
 
 # Every third-party package and the modules that may import it. Small and everywhere: numpy.
@@ -79,6 +80,7 @@ OWNERS = {
 IMPORTS_BY_NAME = (
     "edge_sdk.__init__",
     "edge_sdk.cli",
+    "edge_sdk.commands.convert",
     "edge_sdk.commands.distill",
     "edge_sdk.commands.export",
     "edge_sdk.commands.measure",
