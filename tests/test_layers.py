@@ -21,6 +21,7 @@ ROWS = (
     "storage fakes",
     "retrieval ingest fallback",
     "confidence",
+    "bundle",
     "route loading doctor",
     "judge handoff",
     "drafting",
@@ -43,10 +44,11 @@ PARTS = {
     "storage": "vectors database segments version_3 schema vector_reader decisions store",
     "retrieval": "fulltext ranking retrieve",
     "confidence": "binomial certificate risk signals setup logistic neighbours calibration",
+    "bundle": "canonical fields manifest signature archive folder checks cache",
     "privacy": "checksums patterns views detectors presidio pseudonyms gate canaries",
     "bench": "engine | ingest | search text retrieve",
-    "commands": "options answers convert distill export documents fallback learned measure models privacy"
-    " quantize_onnx route",
+    "commands": "options answers bundle convert distill export documents fallback learned measure eval_models"
+    " models privacy quantize_onnx quantize route",
 }
 
 # Every third-party package and the modules that may import it. Small and everywhere: numpy.
@@ -55,6 +57,7 @@ OWNERS = {
     "bm25s": "quantize.evaluate_retrieval",
     "bs4": "documents.parse_html",
     "click": "commands.* cli",
+    "cryptography": "bundle.signature",
     "docx": "documents.parse_docx",
     "faiss": "bench.search",
     "httpx": "fallback.exchange fallback.remote hub.download",
@@ -80,10 +83,13 @@ OWNERS = {
 IMPORTS_BY_NAME = (
     "edge_sdk.__init__",
     "edge_sdk.cli",
+    "edge_sdk.commands.bundle",
     "edge_sdk.commands.convert",
     "edge_sdk.commands.distill",
+    "edge_sdk.commands.eval_models",
     "edge_sdk.commands.export",
     "edge_sdk.commands.measure",
+    "edge_sdk.commands.quantize",
     "edge_sdk.commands.quantize_onnx",
     "edge_sdk.commands.route",
     "edge_sdk.doctor",
