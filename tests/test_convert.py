@@ -12,6 +12,7 @@ import pytest
 from gguf_files import CHATML, CONTROL, STRING, Field, tiny_llama
 from hf_folders import (
     QWEN2,
+    QWEN2_SPLIT,
     SMOLLM,
     VOCABULARY,
     config,
@@ -162,24 +163,44 @@ def test_a_begin_token_in_the_tokenizers_template_is_added(tmp_path: Path) -> No
 # --- tokenizers ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("definition", "name"), [(SMOLLM, "smollm"), (QWEN2, "qwen2")])
-def test_a_known_pre_tokenizer_is_recognised(tmp_path: Path, definition: dict[str, Any], name: str) -> None:
-    converted = convert(folder_of(tmp_path, config(), tokenizer_json=tokenizer(definition)), tmp_path / "out.gguf")
+def split_by(pattern: str) -> dict[str, Any]:
+    split, byte_level = QWEN2["pretokenizers"]
+    return {"type": "Sequence", "pretokenizers": [split | {"pattern": {"Regex": pattern}}, byte_level]}
+
+
+LLAMA3_SPLIT = split_by(QWEN2_SPLIT.replace(r"|\p{N}|", r"|\p{N}{1,3}|"))
+QWEN35_SPLIT = split_by(QWEN2_SPLIT.replace(r"?\p{L}+", r"?[\p{L}\p{M}]+").replace(r"\s\p{L}", r"\s\p{L}\p{M}"))
+
+
+@pytest.mark.parametrize(
+    ("definition", "whole_words", "name"),
+    [
+        (SMOLLM, False, "smollm"),
+        (QWEN2, False, "qwen2"),
+        (SMOLLM["pretokenizers"][1], False, "gpt-2"),
+        (LLAMA3_SPLIT, True, "llama-bpe"),
+        (LLAMA3_SPLIT, False, "smaug-bpe"),
+        (QWEN35_SPLIT, False, "qwen35"),
+    ],
+)
+def test_a_known_pre_tokenizer_is_recognised_and_reads_alike(
+    tmp_path: Path, definition: dict[str, Any], whole_words: bool, name: str
+) -> None:
+    made = tokenizer(definition)
+    made["model"]["ignore_merges"] = whole_words
+    made["model"]["vocab"] |= {"333": 267, "Ġthat": 268}  # a word that no merge arrives at
+    converted = convert(folder_of(tmp_path, config(), tokenizer_json=made), tmp_path / "out.gguf")
     assert converted.pre_tokenizer == name
     assert converted.agreement == 1.0
+    with NativeVocabulary(converted.path) as vocabulary:
+        assert (268 in vocabulary.tokenize("so that is")) == whole_words
+    back = to_huggingface(converted.path, tmp_path / "back")
+    assert convert(back, tmp_path / "again.gguf").pre_tokenizer == name
 
 
 def test_an_unknown_pre_tokenizer_is_an_error_that_lists_the_known() -> None:
     with pytest.raises(ConfigError, match=r"Whitespace.*smollm, qwen2.*--pre"):
         find_pre_tokenizer({"type": "Whitespace"}, False)
-
-
-def test_llama_3_is_told_from_its_twin_by_how_whole_words_are_taken() -> None:
-    split = QWEN2["pretokenizers"][0] | {"pattern": {"Regex": QWEN2["pretokenizers"][0]["pattern"]["Regex"].replace(
-        r"|\p{N}|", r"|\p{N}{1,3}|")}}  # fmt: skip
-    definition = {"type": "Sequence", "pretokenizers": [split, QWEN2["pretokenizers"][1]]}
-    assert find_pre_tokenizer(definition, True) == "llama-bpe"
-    assert find_pre_tokenizer(definition, False) == "smaug-bpe"
 
 
 def test_a_pre_tokenizer_that_reads_otherwise_is_found_out(tmp_path: Path) -> None:

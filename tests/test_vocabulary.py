@@ -6,6 +6,8 @@ import json
 import random
 import shutil
 from collections import Counter
+from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -111,6 +113,45 @@ def test_a_token_that_no_merge_reaches_needs_only_itself() -> None:
     made = bpe((*WORDS, "zq"))
     assert Merges(made).of(len(TOKENS)) == {len(TOKENS)}
     assert Merges(made).of(0) == {0}
+
+
+def encoded(text: str, merges: Sequence[str]) -> list[str]:
+    """Byte-pair encoding of one word, as its paper has it: the best merge first, everywhere, again and again."""
+    parts = list(text)
+    ranks = {tuple(merge.split(" ")): rank for rank, merge in reversed(list(enumerate(merges)))}
+    while best := min((pair for pair in pairwise(parts) if pair in ranks), key=ranks.__getitem__, default=None):
+        at, joined = 0, []
+        while at < len(parts):
+            both = tuple(parts[at : at + 2]) == best
+            joined.append("".join(best) if both else parts[at])
+            at += 2 if both else 1
+        parts = joined
+    return parts
+
+
+@given(
+    pairs=st.lists(st.tuples(st.integers(0, 30), st.integers(0, 30)), max_size=24),
+    words=st.lists(st.text("abcd", min_size=1, max_size=16), min_size=1, max_size=4),
+    other=st.text("abcd", max_size=16),
+)
+def test_words_whose_tokens_are_kept_are_encoded_as_before(
+    pairs: list[tuple[int, int]], words: list[str], other: str
+) -> None:
+    known, merges = list("abcd"), []
+    for first, second in pairs:  # any merges, of tokens that other merges make too
+        left, right = known[first % len(known)], known[second % len(known)]
+        if f"{left} {right}" not in merges:
+            merges.append(f"{left} {right}")
+            known += [left + right] if left + right not in known else []
+    made = bpe(tuple(known[4:]), tuple(merges))
+    at = {token: number for number, token in enumerate(made.tokens)}
+    parts = Merges(made)
+    needed = {kept for word in words for token in encoded(word, merges) for kept in parts.of(at[token])}
+    kept = sorted({*range(BASE), *needed})
+    fields = {"general.architecture": Field(STRING, "llama")} | made.fields()
+    left = prune_fields(fields, made, kept)["tokenizer.ggml.merges"].value
+    assert [encoded(word, left) for word in words] == [encoded(word, merges) for word in words]
+    assert set(encoded(other, left)) <= {made.tokens[token] for token in kept}
 
 
 # --- the new file ----------------------------------------------------------------------------------------

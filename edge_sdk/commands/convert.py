@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -11,9 +12,12 @@ from ..config import Settings
 from ..errors import ConfigError
 from .options import console, options, print_json, progress_bar
 
+if TYPE_CHECKING:
+    from ..hub.models import InstalledModel
+
 
 @click.command()
-@click.argument("source", type=click.Path(path_type=Path), metavar="SOURCE")
+@click.argument("source")
 @click.argument("out", type=click.Path(path_type=Path))
 @click.option(
     "--type",
@@ -24,20 +28,19 @@ from .options import console, options, print_json, progress_bar
 @click.option("--pre", help="llama.cpp's name of the pre-tokenizer, where it is not recognised.")
 @options()
 def convert_command(
-    settings: Settings, source: Path, out: Path, kind: str | None, pre: str | None, as_json: bool
+    settings: Settings, source: str, out: Path, kind: str | None, pre: str | None, as_json: bool
 ) -> None:
-    """Write the Hugging Face model in the folder SOURCE as the GGUF file OUT, or a .gguf SOURCE as the folder OUT.
+    """Write the Hugging Face model in the folder SOURCE as the GGUF file OUT, or a GGUF model as the folder OUT.
 
-    Llama and Qwen2 decoders with byte-level BPE, from safetensors. A GGUF file is de-quantized into a folder that
-    can be trained and converted again.
+    Llama and Qwen2 decoders with byte-level BPE, from safetensors. A GGUF model, named by its file or in the
+    catalog, is de-quantized into a folder that can be trained and converted again.
     """
     from importlib import import_module
 
     convert = import_module("quantize.gguf_models.convert")  # the toolchain: loaded by name only
-    source = source.expanduser()
-    if source.is_dir():
+    if (folder := Path(source).expanduser()).is_dir():
         with progress_bar("converting", unit="bytes") as bar:
-            result = asdict(convert.convert(source, out, type=kind or "F16", pre=pre, progress=bar))
+            result = asdict(convert.convert(folder, out, type=kind or "F16", pre=pre, progress=bar))
         checked = "not checked: llama-cpp-python is missing"
         if result["agreement"] is not None:
             checked = f"agrees on all samples and {result['agreement']:.1%} of the vocabulary"
@@ -48,10 +51,8 @@ def convert_command(
     else:
         if pre is not None:
             raise click.UsageError("--pre is for converting a folder")
-        if source.suffix != ".gguf":
-            raise ConfigError(f"{source} is neither a folder nor a .gguf file")
         with progress_bar("converting") as bar:
-            convert.to_huggingface(source, out, type=kind or "F32", progress=bar)
+            convert.to_huggingface(_decoder(source, settings).path, out, type=kind or "F32", progress=bar)
         size = sum(file.stat().st_size for file in out.iterdir())
         result = {"path": out, "type": kind or "F32", "bytes": size}
         line = f"{out}: {size / 1e6:,.1f} MB as {result['type']}"
@@ -104,12 +105,8 @@ def prune_vocabulary_command(
     """
     from importlib import import_module
 
-    from ..hub.models import resolve
-
     vocabulary = import_module("quantize.gguf_models.vocabulary")  # the toolchain: loaded by name only
-    model = resolve(source, settings)
-    if (model.role, model.format) != ("decoder", "gguf"):
-        raise ConfigError(f"{source} is an {model.format} {model.role}", hint="give a language model as GGUF")
+    model = _decoder(source, settings)
     with progress_bar("pruning") as bar:
         found = vocabulary.prune_vocabulary(
             model.path, out, texts, size=size, coverage=coverage, held_out=held_out, progress=bar
@@ -133,3 +130,12 @@ def prune_vocabulary_command(
             console().print(f"  {name:<10}{reading.growth:+.2%} tokens, {same}")
     for reason in found.skipped:
         console().print(f"skipped: {reason}", markup=False)
+
+
+def _decoder(name: str, settings: Settings) -> InstalledModel:
+    from ..hub.models import resolve
+
+    model = resolve(name, settings)
+    if (model.role, model.format) != ("decoder", "gguf"):
+        raise ConfigError(f"{name} is an {model.format} {model.role}", hint="give a language model as GGUF")
+    return model
