@@ -1,8 +1,8 @@
 """A reference model's results at some positions, kept once, so that many candidates are compared with it cheaply.
 
 What is kept are the logits less their largest, in half precision, in an unnamed temporary file: for SmolLM2 1,024
-positions take 101 MB. On top of what the full comparison gives, the rounding adds less than 1e-6 to a mean KL
-divergence. Knows nothing of where candidates come from.
+positions take 101 MB. That moves a mean KL divergence of 0.25 by 2e-7 and a smaller one by less. Knows nothing of
+where candidates come from.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_sdk.device import free_disk
-from edge_sdk.errors import ConfigError, DiskFullError
+from edge_sdk.errors import ConfigError, DiskFullError, EngineError
 
 from ..collection import Update
 from .divergence import CONTEXT, Divergence, TokenFigures, first_scored, kl_divergence, summarise
@@ -116,6 +116,8 @@ class Reference:
         Raises `ConfigError` for another vocabulary and `KeyboardInterrupt` once `cancel` is set: a part of the
         windows could not be compared with other candidates.
         """
+        if self._file.closed:
+            raise EngineError(f"what was kept of {self.path.name} is deleted", hint="make the reference anew")
         with open_models(candidate, context=self.windows.shape[1], threads=self.threads) as (model,):
             check_same_vocabulary(self._texts, model.texts(), candidate.name)
             found = []
