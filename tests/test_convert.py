@@ -144,6 +144,8 @@ def test_all_end_tokens_that_generation_knows_end_an_answer(tmp_path: Path) -> N
     (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [2, 1]}))
     fields = read_fields(GgufModel(convert(folder, tmp_path / "out.gguf").path))
     assert fields["tokenizer.ggml.eot_token_id"].value == 1
+    back = to_huggingface(tmp_path / "out.gguf", tmp_path / "back")
+    assert json.loads((back / "generation_config.json").read_text())["eos_token_id"] == [2, 1]
 
 
 def test_a_begin_token_in_the_tokenizers_template_is_added(tmp_path: Path) -> None:

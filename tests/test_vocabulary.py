@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from edge_sdk.cli import main
 from edge_sdk.errors import ConfigError, DiskFullError
-from quantize.gguf_models.convert import convert
+from quantize.gguf_models.convert import convert, to_huggingface
 from quantize.gguf_models.gguf_format import F32, I32, STRING, U32, Field, read_fields
 from quantize.gguf_models.native_vocabulary import NativeVocabulary
 from quantize.gguf_models.tensors import GgufModel
@@ -75,8 +75,17 @@ def test_bytes_special_tokens_and_what_a_token_is_merged_from_are_kept() -> None
 def test_the_most_frequent_tokens_come_first() -> None:
     counts = {TOKENS.index("er"): 9, TOKENS.index("in"): 4, TOKENS.index("Ġa"): 4}
     assert {TOKENS[at] for at in choose_tokens(bpe(), counts, size=BASE + 2)} - set(TOKENS[:BASE]) == {"er", "in"}
-    few = choose_tokens(bpe(), counts, coverage=0.5)
-    assert TOKENS.index("er") in few
+
+
+def test_coverage_counts_the_parts_that_come_along() -> None:
+    words = tuple(f"{first}{second}" for first in "abcdefghijklmnop" for second in "qrstuvwxyz")
+    chain = ("aqbr", "aqbrcs")
+    made = bpe((*words, *chain), (*(f"{word[0]} {word[1]}" for word in words), "aq br", "aqbr cs"))
+    at = {token: number for number, token in enumerate(made.tokens)}
+    # The longest token brings aq, br, cs and aqbr, and with them 13 of the 16 that are counted.
+    counts = {at["aqbrcs"]: 5, at["aq"]: 4, at["br"]: 4, at["pz"]: 3}
+    assert at["pz"] not in choose_tokens(made, counts, coverage=13 / 16)
+    assert at["pz"] in choose_tokens(made, counts, coverage=0.9)
 
 
 def test_a_token_with_many_parts_gives_way_to_one_that_fits() -> None:
@@ -239,6 +248,15 @@ def test_an_output_of_its_own_is_pruned_too(tmp_path: Path) -> None:
     assert model.tensors["token_embd.weight"].shape[1] == 320
     assert np.array_equal(model.raw("token_embd.weight")[:BASE], old.raw("token_embd.weight")[:BASE])
     assert np.array_equal(model.raw("blk.0.ffn_up.weight"), old.raw("blk.0.ffn_up.weight"))
+
+
+def test_a_pruned_model_can_be_trained_and_converted_again(tmp_path: Path) -> None:
+    source, texts = wide_llama(tmp_path / "wide.gguf"), text_file(tmp_path / "t.txt", "abc def ghij")
+    result = prune_vocabulary(source, tmp_path / "out.gguf", [texts], size=320)
+    again = convert(to_huggingface(result.path, tmp_path / "hf"), tmp_path / "again.gguf", type="Q8_0")
+    assert (again.vocabulary, again.agreement) == (320, 1.0)
+    first, second = GgufModel(result.path), GgufModel(again.path)
+    assert np.abs(first.floats("output.weight") - second.floats("output.weight")).max() < 1e-3
 
 
 # --- refusals ---------------------------------------------------------------------------------------------

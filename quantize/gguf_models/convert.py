@@ -264,10 +264,12 @@ def _documents(
     if model.header.chat_template:
         words["chat_template"] = model.header.chat_template
     known: dict[str, object] = {f"{name}_token_id": at for name, at in ids.items() if name != "unk"}
+    further = [fields[key].value for name in ("eot", "eom") if (key := f"tokenizer.ggml.{name}_token_id") in fields]
+    ends = list(dict.fromkeys(([ids["eos"]] if "eos" in ids else []) + further))
     dtype = {"F32": "float32", "BF16": "bfloat16"}[type]
     return {
         "config.json": decoder.config() | known | {"torch_dtype": dtype},
-        "generation_config.json": known,
+        "generation_config.json": known | ({"eos_token_id": ends} if len(ends) > 1 else {}),
         "tokenizer_config.json": words,
         TOKENIZER: tokenizer_json(bpe, ids["bos"] if begins else None),
     }

@@ -6,6 +6,7 @@ The one judge of how a file tokenizes: what is converted or pruned is compared w
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -33,6 +34,7 @@ class NativeVocabulary:
             )
         self._vocabulary = lib.llama_model_get_vocab(self._model)
         self.size = int(lib.llama_vocab_n_tokens(self._vocabulary))
+        self._pieces: dict[int, bytes] = {}
 
     def tokenize(self, text: str) -> list[int]:
         """Ids of a text; what spells a special token becomes that token. None is added."""
@@ -43,19 +45,19 @@ class NativeVocabulary:
             raise EngineError(f"llama.cpp cannot tokenize a text of {len(content)} bytes")
         return list(tokens[:count])
 
-    def bytes_of(self, tokens: list[int]) -> bytes:
+    def bytes_of(self, tokens: Iterable[int]) -> bytes:
         """The bytes that tokens stand for in running text, special ones spelled out."""
-        size = 64
-        pieces = []
-        for token in tokens:
-            buffer = ctypes.create_string_buffer(size)
-            count = self._lib.llama_token_to_piece(self._vocabulary, token, buffer, size, 0, True)
-            if count < 0:
-                size = -count
+        return b"".join(map(self._piece, tokens))
+
+    def _piece(self, token: int) -> bytes:
+        if token not in self._pieces:
+            size, count = 32, -1
+            while count < 0:
                 buffer = ctypes.create_string_buffer(size)
                 count = self._lib.llama_token_to_piece(self._vocabulary, token, buffer, size, 0, True)
-            pieces.append(buffer.raw[:count])
-        return b"".join(pieces)
+                size = -count
+            self._pieces[token] = buffer.raw[:count]
+        return self._pieces[token]
 
     def close(self) -> None:
         """Free it; again does nothing."""

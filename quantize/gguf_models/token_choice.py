@@ -48,13 +48,13 @@ def choose_tokens(
     if size is not None and (rounded := size // _ROUND * _ROUND) >= len(kept):
         limit = rounded
     enough, seen = coverage * sum(counts.values()), sum(counts.get(at, 0) for at in kept)
-    for at, count in sorted(counts.items(), key=lambda item: (-item[1], item[0])):
+    for at, _ in sorted(counts.items(), key=lambda item: (-item[1], item[0])):
         if at in kept or seen >= enough:
             continue
         needed = parts.of(at) - kept
         if len(kept) + len(needed) <= limit:
             kept |= needed
-            seen += count
+            seen += sum(counts.get(each, 0) for each in needed)
     limit = min(-(-len(kept) // _ROUND) * _ROUND, total) if size is None else limit
     for at, kind in enumerate(bpe.types):
         if len(kept) >= limit:

@@ -52,6 +52,6 @@ def compare_tokenizers(tokenizer: Path, gguf: Path) -> float | None:
                     f"{tokenizer.name} as {expected[at : at + 4]}",
                     hint="its pre-tokenizer may be another one: name it with --pre",
                 )
-        blocks = [list(range(start, min(start + _SAMPLED, ours.size))) for start in range(0, ours.size, _SAMPLED)]
+        blocks = [range(start, min(start + _SAMPLED, ours.size)) for start in range(0, ours.size, _SAMPLED)]
         texts = [ours.bytes_of(block).decode("utf-8", "ignore") for block in blocks]
         return sum(theirs.encode(text) == ours.tokenize(text) for text in texts) / len(texts)

@@ -106,7 +106,7 @@ def prune_vocabulary(
         def check(written: Path) -> None:
             with NativeVocabulary(written) as after:
                 _check_samples(before, after)
-                found.extend(_compare(before, after, kept, each) for each in (passages, unseen))
+                found.extend(_compare(before, after, kept, each, progress) for each in (passages, unseen))
 
         tensors = [_new_tensor(model, name, kept) for name in model.tensors]
         header = write_file(out, prune_fields(fields, bpe, kept), tensors, check=check, progress=progress)
@@ -226,10 +226,15 @@ def _check_samples(before: NativeVocabulary, after: NativeVocabulary) -> None:
 
 
 def _compare(
-    before: NativeVocabulary, after: NativeVocabulary, kept: Sequence[int], passages: Sequence[str]
+    before: NativeVocabulary,
+    after: NativeVocabulary,
+    kept: Sequence[int],
+    passages: Sequence[str],
+    progress: Update,
 ) -> Reading:
     old, new, same = 0, 0, 0
-    for passage in passages:
+    for done, passage in enumerate(passages):
+        progress(done, len(passages), "reading the texts again")
         first, second = before.tokenize(passage), after.tokenize(passage)
         same += first == [kept[at] for at in second]
         old, new = old + len(first), new + len(second)
