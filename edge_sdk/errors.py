@@ -61,6 +61,14 @@ class DiskFullError(EdgeError):
     """There is not enough space for what is to be written."""
 
 
+class BundleError(EdgeError):
+    """A bundle cannot be made, or is not what its manifest says; native code never saw its files."""
+
+
+class SignatureError(BundleError):
+    """A bundle's signature is not that of its manifest, or not by a key that is trusted."""
+
+
 # --- engines ----------------------------------------------------------------------------------------
 
 
