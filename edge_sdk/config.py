@@ -30,6 +30,8 @@ class Settings:
     offline: bool
     model: str | None
     encoder: str
+    bundle: Path | None
+    require_signature: bool  # of the bundle, by a key in HOME/trusted_keys
     context: int
     threads: int | None
     remote: str | None
@@ -42,13 +44,21 @@ class Settings:
     privacy_level: str
     sources: Mapping[str, Source]
 
+    def outranks(self, name: str, other: str) -> bool:
+        """Whether `name` was given, and nowhere weaker than `other`: a flag outranks a flag or the environment."""
+        mine, theirs = self.sources[name], self.sources[other]
+        return mine != "default" and _ORDER.index(mine) <= _ORDER.index(theirs)
 
+
+_ORDER: tuple[Source, ...] = ("flag", "environment", "file", "default")
 _DEFAULTS: dict[str, str | None] = {
     "home": "~/.edge",
     "store": None,  # HOME/store.db
     "offline": "0",
     "model": None,  # the best that is present and fits
     "encoder": "minilm-l6-int8",
+    "bundle": None,
+    "require_signature": "0",
     "context": "4096",
     "threads": None,  # physical cores that this process may use
     "remote": None,
@@ -106,15 +116,20 @@ def load_settings(
     def text(name: str) -> str | None:
         return str(values[name]) if values[name] else None
 
-    offline = str(values["offline"]).strip().lower()
-    if offline not in _TRUE | _FALSE:
-        raise ConfigError(f"offline is {values['offline']!r} ({sources['offline']})", hint="use 1 or 0")
+    def switch(name: str) -> bool:
+        word = str(values[name]).strip().lower()
+        if word not in _TRUE | _FALSE:
+            raise ConfigError(f"{name} is {values[name]!r} ({sources[name]})", hint="use 1 or 0")
+        return word in _TRUE
+
     return Settings(
         home=home,
         store=path("store") or home / "store.db",
-        offline=offline in _TRUE,
+        offline=switch("offline"),
         model=text("model"),
         encoder=str(values["encoder"]),
+        bundle=path("bundle"),
+        require_signature=switch("require_signature"),
         context=number("context", 64),
         threads=None if values["threads"] in (None, "") else number("threads", 1),
         remote=text("remote"),

@@ -22,6 +22,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from . import __version__, device
+from .bundle.cache import Inspection, inspect_bundle
 from .config import Settings
 from .errors import EdgeError
 from .hub.models import ModelRow, list_models, resolve
@@ -64,10 +65,12 @@ def diagnose(settings: Settings) -> Report:
     """Look at everything and report; does not raise for anything that it finds."""
     notes: list[str] = []
     problems: list[str] = []
+    bundle = _inspected(settings, problems)
     sections = [
         Section("versions", tuple(_versions(notes, problems))),
         Section("machine", tuple(_machine(settings, problems))),
-        Section("models", tuple(_models(settings, problems))),
+        Section("models", tuple(_models(settings, bundle, problems))),
+        *([Section("bundle", tuple(_bundle(settings, bundle)))] if bundle is not None else []),
         Section("settings", tuple(_settings(settings))),
     ]
     if notes:
@@ -204,7 +207,7 @@ def _gigabytes(count: int | None) -> str:
     return "unknown" if count is None else f"{count / 1e9:.1f} GB"
 
 
-def _models(settings: Settings, problems: list[str]) -> Iterator[tuple[str, str]]:
+def _models(settings: Settings, bundle: Inspection | None, problems: list[str]) -> Iterator[tuple[str, str]]:
     try:
         rows = list_models(settings)
     except EdgeError as error:
@@ -217,7 +220,9 @@ def _models(settings: Settings, problems: list[str]) -> Iterator[tuple[str, str]
         if row.state != "present":
             problems.append(f"model {row.name} is {row.state} ({row.problem}): run `edge pull {row.name}`")
     reported = {name for row in rows if row.state in ("damaged", "incomplete") for name in (row.name, *row.aliases)}
-    for name in (settings.encoder, settings.model):
+    bundled = _bundled(settings, bundle)
+    wanted = {part: getattr(settings, part) for part in ("encoder", "model") if part not in bundled}
+    for name in wanted.values():
         if name is not None and name not in reported:
             try:
                 model = resolve(name, settings)
@@ -225,8 +230,40 @@ def _models(settings: Settings, problems: list[str]) -> Iterator[tuple[str, str]
                     yield "encoder runs on", _runs_on(model.directory)
             except EdgeError as error:
                 problems.append(str(error))
-    if settings.model is None:
+    if "model" in wanted and settings.model is None:
         problems += _decoder_problems(rows)
+
+
+def _inspected(settings: Settings, problems: list[str]) -> Inspection | None:
+    """What the bundle of the settings says; it is not unpacked."""
+    if settings.bundle is None:
+        return None
+    try:
+        return inspect_bundle(settings.bundle, settings.home, require_signature=settings.require_signature)
+    except EdgeError as error:
+        problems.append(str(error))
+        return None
+
+
+def _bundled(settings: Settings, bundle: Inspection | None) -> set[str]:
+    """The settings whose model is the bundle's."""
+    if bundle is None:
+        return set()
+    held = {"model": bundle.manifest.decoder, "encoder": bundle.manifest.encoder}
+    return {name for name, part in held.items() if part is not None and not settings.outranks(name, "bundle")}
+
+
+def _bundle(settings: Settings, bundle: Inspection) -> Iterator[tuple[str, str]]:
+    manifest = bundle.manifest
+    yield "bundle", f"{manifest.name} {manifest.version}, id {manifest.id[:16]}, {bundle.bytes / 1e6:,.0f} MB"
+    yield "signature", str(bundle.signed)
+    bundled = _bundled(settings, bundle)
+    for name, part in (("model", manifest.decoder), ("encoder", manifest.encoder)):
+        if name in bundled and part is not None:
+            yield name, f"{part.name}, from the bundle"
+        elif part is not None:
+            own = f"{getattr(settings, name)} ({settings.sources[name]})"
+            yield name, f"{own} instead of the bundle's {part.name}"
 
 
 def _runs_on(encoder: Path) -> str:

@@ -44,10 +44,11 @@ class Manner:
 
 @dataclass(frozen=True, slots=True)
 class Drafter:
-    """A language model that answers from passages; `reading` is how it does that best."""
+    """A language model that answers from passages; `reading` and `sampling` are how it does that best."""
 
     engine: Engine
     reading: Reading
+    sampling: GenerateOptions = field(default_factory=GenerateOptions)
 
     def draft(
         self, question: str, hits: Sequence[Hit], judge: Judge, manner: Manner
@@ -58,7 +59,7 @@ class Drafter:
         """
         prompt, notices = self._prompt(question, hits, manner)
         yield from (Event("notice", text) for text in notices)
-        options = GenerateOptions(max_tokens=manner.max_tokens)
+        options = replace(self.sampling, max_tokens=manner.max_tokens)
         generation = self.engine.generate(prompt.text, options, manner.cancel)
         read = tuple(hit.passage for hit in prompt.passages)
         pieces: list[str] = []
@@ -104,7 +105,7 @@ class Drafter:
                 "model": self.engine.fingerprint,
                 "prompt": short_hash(probe.text),
                 "passages": f"{self.reading.prompt_tokens} tokens of a prompt, context {self.engine.context}",
-                "sampler": short_hash(repr(replace(GenerateOptions(), max_tokens=1))),
+                "sampler": short_hash(repr(replace(self.sampling, max_tokens=1))),
                 "retrieval": retrieval,
                 "encoder": encoder,
                 "signals": SIGNALS_HASH,

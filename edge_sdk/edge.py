@@ -26,13 +26,7 @@ from .handoff import Handoff, Missed, Topic
 from .judge import Judge
 from .privacy.gate import PrivacyPolicy, Withheld
 from .prompt import NOT_FOUND, NOT_SURE, Reading, Style
-from .records import (
-    AddReport,
-    Answer,
-    Event,
-    Hit,
-    Timings,
-)
+from .records import AddReport, Answer, Event, GenerateOptions, Hit, Timings
 from .route import Policy, decide_before
 
 if TYPE_CHECKING:
@@ -68,10 +62,11 @@ class Edge:
         consent: Consent | None = None,
         policy: Policy | None = None,
         calibrations: Calibrations | None = None,
+        sampling: GenerateOptions | None = None,
     ) -> None:
-        """`engine` gives the loaded model and how it reads documents best; without `calibrations` no answer has a
-        probability. Nothing leaves the device unless there is a `remote` and `privacy` has another mode than
-        `local_only`; then `policy` is by default to ask it when unsure.
+        """`engine` gives the loaded model and how it reads documents best, `sampling` how it writes best: greedily,
+        unless given. Without `calibrations` no answer has a probability. Nothing leaves the device unless there is
+        a `remote` and `privacy` has another mode than `local_only`; `policy` is then to ask it when unsure.
         """
         self.store = store
         self.remote = remote
@@ -82,6 +77,7 @@ class Edge:
         self.calibrations = calibrations
         self._calibrated: dict[str, tuple[Calibration | None, str]] = {}  # by the set-up's fingerprint
         self._open_encoder, self._open_engine = encoder, engine
+        self._sampling = sampling or GenerateOptions()
 
     @classmethod
     def open(
@@ -99,25 +95,26 @@ class Edge:
         step when a model is missing, the store was made with another encoder, and so on. `consent` is asked in the
         privacy mode `ask`, with the exact payload.
         """
-        from .confidence.calibration import Calibrations
-        from .loading import load_caller, load_encoder, load_engine, load_policy, open_store
+        from . import loading
 
         settings = settings or load_settings({"store": store, **flags})
-        privacy, opened = load_policy(settings), open_store(settings)
+        calibrations, sampling = loading.load_calibrations(settings), loading.load_sampling(settings)
+        privacy, opened = loading.load_policy(settings), loading.open_store(settings)
         try:
-            caller = load_caller(settings, opened)
+            caller = loading.load_caller(settings, opened)
         except BaseException:
             opened.close()
             raise
         return cls(
             opened,
-            lambda: load_encoder(settings),
-            lambda: load_engine(settings),
+            lambda: loading.load_encoder(settings),
+            lambda: loading.load_engine(settings),
             remote=caller,
             privacy=privacy,
             consent=consent,
             policy=policy,
-            calibrations=Calibrations(settings.home / "calibrations"),
+            calibrations=calibrations,
+            sampling=sampling,
         )
 
     @cached_property
@@ -127,7 +124,7 @@ class Edge:
 
     @cached_property
     def _drafter(self) -> Drafter:
-        return Drafter(*self._open_engine())
+        return Drafter(*self._open_engine(), self._sampling)
 
     @property
     def engine(self) -> Engine:

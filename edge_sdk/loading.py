@@ -10,10 +10,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .config import Settings
-from .errors import ModelError, ModelNotFoundError
+from .errors import BundleError, ModelError, ModelNotFoundError
 from .prompt import Reading
+from .records import GenerateOptions
 
 if TYPE_CHECKING:
+    from .bundle.cache import Bundle
+    from .bundle.manifest import DecoderPart
+    from .confidence.calibration import Calibrations
     from .encoders.embed import Encoder
     from .engines.engine import Engine
     from .fallback.caller import Caller
@@ -49,11 +53,44 @@ def load_caller(settings: Settings, store: Store) -> Caller | None:
     return Caller(remote, store.database, Budget.parse(settings.budget or ""), prices)
 
 
+def load_bundle(settings: Settings) -> Bundle | None:
+    """The bundle of the settings, every file of it checked; None without one. Raises `BundleError`."""
+    from .bundle.cache import open_bundle
+
+    if settings.bundle is None:
+        return None
+    return open_bundle(settings.bundle, settings.home, require_signature=settings.require_signature)
+
+
+def load_calibrations(settings: Settings) -> Calibrations:
+    """The user's own calibrations, and behind them those of the bundle."""
+    from .confidence.calibration import Calibrations
+
+    bundle = load_bundle(settings)
+    shipped = bundle.directory("calibration") if bundle is not None else None
+    return Calibrations(settings.home / "calibrations", shipped)
+
+
+def load_sampling(settings: Settings) -> GenerateOptions:
+    """How the bundle's decoder writes best; greedily for any other."""
+    bundle, part = _bundled_decoder(settings)
+    return part.sampling.options() if bundle is not None and part is not None else GenerateOptions()
+
+
 def load_encoder(settings: Settings) -> Encoder:
-    """Load the encoder of the settings. Raises `ModelError` with the command that fetches it."""
+    """Load the encoder of the settings, or the bundle's. Raises `ModelError` with the command that fetches it."""
     from .encoders.encoders import open_encoder
     from .hub.models import resolve
 
+    bundle = None if settings.outranks("encoder", "bundle") else load_bundle(settings)
+    if bundle is not None and (part := bundle.manifest.encoder) is not None:
+        encoder = open_encoder(bundle.paths("encoder")[0].parent, name=part.name)
+        if (encoder.fingerprint, encoder.dimension) != (part.fingerprint, part.dimension):
+            raise BundleError(
+                f"the encoder {part.name} has the fingerprint {encoder.fingerprint}, not {part.fingerprint}",
+                hint="build the bundle again with this version of edge-sdk",
+            )
+        return encoder
     model = resolve(settings.encoder, settings)
     if model.role != "encoder":
         raise ModelError(f"{model.name} is a {model.role}, not an encoder", hint="see `edge models`")
@@ -61,18 +98,29 @@ def load_encoder(settings: Settings) -> Encoder:
 
 
 def load_engine(settings: Settings) -> tuple[Engine, Reading]:
-    """Load the decoder of the settings, or the best one present; also how it reads documents best.
+    """Load the decoder of the settings, the bundle's, or the best one present; also how it reads documents best.
 
     The engine follows from the file: llama.cpp for GGUF, onnxruntime for ONNX.
     """
     model = choose_decoder(settings)
     reading = Reading(model.prompt_tokens or Reading().prompt_tokens, model.cites)
+    context, template = settings.context, None
+    bundle, part = _bundled_decoder(settings)
+    if bundle is not None and part is not None:
+        reading = part.reading
+        context = settings.context if settings.outranks("context", "bundle") else part.context
+        template = next((path.read_text("utf-8") for path in bundle.paths("template")), None)
     if model.format == "gguf":
         from .engines.engine_gguf import GgufEngine
 
         return (
             GgufEngine.open(
-                model.path, name=model.name, context=settings.context, threads=settings.threads, sha256=model.sha256
+                model.path,
+                name=model.name,
+                context=context,
+                threads=settings.threads,
+                sha256=model.sha256,
+                template=template,
             ),
             reading,
         )
@@ -80,20 +128,21 @@ def load_engine(settings: Settings) -> tuple[Engine, Reading]:
 
     return (
         OnnxEngine.open(
-            model.directory,
-            name=model.name,
-            context=settings.context,
-            threads=settings.threads,
-            sha256=model.sha256,
+            model.directory, name=model.name, context=context, threads=settings.threads, sha256=model.sha256
         ),
         reading,
     )
 
 
 def choose_decoder(settings: Settings) -> InstalledModel:
-    """The decoder that the settings name, else the best one that is present and fits into memory."""
-    from .hub.models import best_decoder, resolve
+    """The decoder that the settings name, the bundle's, or the best one that is present and fits into memory."""
+    from .hub.models import InstalledModel, best_decoder, resolve
 
+    bundle, part = _bundled_decoder(settings)
+    if bundle is not None and part is not None:
+        entry = next(each for each in bundle.manifest.of("decoder") if each.path.endswith((".gguf", ".onnx")))
+        path = bundle.folder / entry.path
+        return InstalledModel(part.name, "decoder", part.format, path, path.parent, sha256=entry.sha256)
     if settings.model is None:
         best = best_decoder(settings)
         if best is None:
@@ -103,6 +152,12 @@ def choose_decoder(settings: Settings) -> InstalledModel:
     if model.role != "decoder":
         raise ModelError(f"{model.name} is an {model.role}, not a decoder", hint="see `edge models`")
     return model
+
+
+def _bundled_decoder(settings: Settings) -> tuple[Bundle | None, DecoderPart | None]:
+    """The bundle and its decoder, unless there is none or --model comes first."""
+    bundle = None if settings.outranks("model", "bundle") else load_bundle(settings)
+    return bundle, bundle.manifest.decoder if bundle is not None else None
 
 
 def model_path(settings: Settings) -> Path:

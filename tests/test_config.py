@@ -51,6 +51,8 @@ def test_every_setting_can_come_from_the_environment(home: Path, tmp_path: Path)
         "offline": "1",
         "model": "m",
         "encoder": "e",
+        "bundle": str(tmp_path / "b.edge"),
+        "require_signature": "1",
         "context": "128",
         "threads": "2",
         "remote": "https://r.example",
@@ -65,8 +67,8 @@ def test_every_setting_can_come_from_the_environment(home: Path, tmp_path: Path)
     found = load(home, **{f"EDGE_{name.upper()}": value for name, value in values.items()})
     assert set(found.sources) == {*values, "home"}
     assert set(found.sources.values()) == {"environment"}
-    assert found.offline is True
-    for name in values.keys() - {"offline"}:
+    assert (found.offline, found.require_signature) == (True, True)
+    for name in values.keys() - {"offline", "require_signature"}:
         assert str(getattr(found, name)) == values[name]
 
 
@@ -86,6 +88,15 @@ def test_the_key_is_no_setting(home: Path) -> None:
     with_file(home, 'remote_key = "canary"')
     with pytest.raises(ConfigError, match="unknown setting 'remote_key'"):
         load(home)
+
+
+def test_a_setting_outranks_another_that_comes_from_no_stronger_place(home: Path) -> None:
+    with_file(home, 'bundle = "b.edge"\nmodel = "m"')
+    found = load(home, {"encoder": "e"}, EDGE_CONTEXT="128")
+    names = ("model", "encoder", "context", "threads")
+    assert [found.outranks(name, "bundle") for name in names] == [True, True, True, False]
+    found = load(home, {"bundle": "b.edge", "encoder": "e"}, EDGE_CONTEXT="128")
+    assert [found.outranks(name, "bundle") for name in names] == [False, True, False, False]
 
 
 @pytest.mark.parametrize(
@@ -158,7 +169,7 @@ def test_a_bad_file_is_one_line_that_names_it(home: Path, content: bytes) -> Non
 
 def test_an_unknown_setting_lists_those_that_exist(home: Path) -> None:
     with_file(home, "contxt = 5")
-    with pytest.raises(ConfigError, match=r"'contxt'; use one of budget, context, encoder, model"):
+    with pytest.raises(ConfigError, match=r"'contxt'; use one of budget, bundle, context, encoder, model"):
         load(home)
 
 

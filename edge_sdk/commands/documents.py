@@ -19,7 +19,7 @@ _LABELS = click.Choice(["private", "public", "none"])
 @click.command()
 @click.argument("sources", nargs=-1, required=True)
 @click.option("--label", type=_LABELS, help="May the text leave the device? `private`: never, in no mode.")
-@options("store", "encoder")
+@options("store", "bundle", "require_signature", "encoder")
 def add_command(settings: Settings, sources: tuple[str, ...], label: str | None, as_json: bool) -> int:
     """Add documents: files, folders (with what is in them) or py:MODULE.
 
@@ -144,7 +144,7 @@ def remove_command(settings: Settings, names: tuple[str, ...], as_json: bool) ->
 @click.command()
 @click.argument("query")
 @click.option("-k", default=5, show_default=True, type=click.IntRange(1, 100), help="How many passages.")
-@options("store", "encoder")
+@options("store", "bundle", "require_signature", "encoder")
 def search_command(settings: Settings, query: str, k: int, as_json: bool) -> None:
     """Find the passages that fit QUERY best: by words (BM25) and by meaning (vectors), fused by rank."""
     with Edge.open(settings=settings) as edge:
@@ -165,7 +165,7 @@ def search_command(settings: Settings, query: str, k: int, as_json: bool) -> Non
 
 
 @click.command()
-@options("store", "encoder")
+@options("store", "bundle", "require_signature", "encoder")
 def reindex_command(settings: Settings, as_json: bool) -> None:
     """Embed every passage again, after a change of encoder. The old vectors stay valid until the end."""
     with open_store(settings) as store:

@@ -30,6 +30,12 @@ _OPTIONS: dict[str, Callable[[Command], Command]] = {
     "store": click.option("--store", type=click.Path(path_type=Path), help="The SQLite file (EDGE_STORE)."),
     "model": click.option("--model", help="Decoder: a catalog name or a .gguf file (EDGE_MODEL)."),
     "encoder": click.option("--encoder", help="Encoder: a catalog name or a folder (EDGE_ENCODER)."),
+    "bundle": click.option(
+        "--bundle", type=click.Path(path_type=Path), help="Models and calibrations: a .edge file or its folder."
+    ),
+    "require_signature": click.option(
+        "--require-signature", is_flag=True, default=None, help="Take no bundle without a trusted signature."
+    ),
     "context": click.option("--context", type=int, help="Tokens that prompt and answer may take together."),
     "threads": click.option("--threads", type=int, help="Threads of the engine; default: the usable cores."),
     "offline": click.option("--offline", is_flag=True, default=None, help="Open no socket (EDGE_OFFLINE=1)."),

@@ -35,7 +35,7 @@ _KINDS = ("marginal", "marginal_hp", "selective", "regret", "regret_hp")
 @click.option("-k", default=8, show_default=True, type=click.IntRange(1, 50), help="Passages to consider.")
 @click.option("--out", type=click.Path(path_type=Path), help="Keep the answers here (JSONL) and resume.")
 @options(
-    *("store", "model", "encoder", "context", "threads"),
+    *("store", "bundle", "require_signature", "model", "encoder", "context", "threads"),
     *("remote", "remote_model", "remote_key_file", "remote_prices", "budget", "privacy", "privacy_send"),
 )
 def calibrate_command(

@@ -84,20 +84,21 @@ class Calibration:
 
 
 class Calibrations:
-    """The calibrations in a folder."""
+    """The calibrations in a folder, and behind them those that came with the models, in the folder `shipped`."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, shipped: Path | None = None) -> None:
+        self.folder, self.shipped = folder, shipped
 
     def find(self, setup: Setup) -> tuple[Calibration | None, str]:
         """The calibration for a set-up; else None, and in a sentence why there is none.
 
         Raises `CalibrationError` for a file that is damaged.
         """
-        path = self.path(setup)
-        if path.exists():
-            return load(path, setup), ""
-        others = [load(other) for other in sorted(self.folder.glob("*.json"))] if self.folder.is_dir() else []
+        name = self.path(setup).name
+        for path in self._files():
+            if path.name == name:
+                return load(path, setup), ""
+        others = [load(other) for other in self._files()]
         if not others:
             return None, "no calibration"
         closest = min(others, key=lambda each: len(each.setup.differences(setup)))
@@ -106,11 +107,15 @@ class Calibrations:
 
     def is_empty(self) -> bool:
         """Whether there is none at all, so that a set-up need not be worked out."""
-        return not any(self.folder.glob("*.json"))
+        return not self._files()
 
     def path(self, setup: Setup) -> Path:
         """Where the calibration of a set-up is."""
         return self.folder / f"{setup.fingerprint[:16]}.json"
+
+    def _files(self) -> list[Path]:
+        folders = [self.folder] if self.shipped is None else [self.folder, self.shipped]
+        return [path for folder in folders for path in sorted(folder.glob("*.json"))]
 
     def save(self, calibration: Calibration) -> Path:
         """Write a calibration in place of an older one of the same set-up, whole or not at all."""

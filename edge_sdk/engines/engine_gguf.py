@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from threading import Event
@@ -61,10 +62,12 @@ class GgufEngine:
         threads: int | None = None,
         gpu_layers: int = 0,
         sha256: str | None = None,
+        template: str | None = None,
     ) -> Self:
         """Check the file's header, then load it; the weights are mapped, not read.
 
-        `sha256` is the file's, where that is known; it is computed when it is asked for, else.
+        `sha256` is the file's, where that is known; it is computed when it is asked for, else. `template` is a
+        chat template to use instead of the file's.
         `context` is at most what the model was trained for, and 4,096 unless given; `threads` follows the device.
         `gpu_layers` other than 0 needs a llama.cpp built for a GPU, and then a prefill can only be cancelled
         between batches. Raises `ModelNotFoundError`, `ModelDamagedError` before native code sees the file,
@@ -76,6 +79,8 @@ class GgufEngine:
         if threads < 1 or wanted < 1:
             raise ConfigError(f"{threads} threads and a context of {wanted} tokens", hint="use 1 or more of each")
         header = read_header(path)
+        if template is not None:
+            header = replace(header, chat_template=template)
         name = name or header.name or path.stem
         wanted = min(wanted, header.context_length or wanted)
         _check_memory(name, header, wanted)
