@@ -325,7 +325,8 @@ def test_the_command_ends_with_the_fixed_keys(
     found = json.loads(printed.splitlines()[-1])
     keys = {"kld_mean", "kld_p99", "top1_agreement", "ppl_a", "ppl_b", "bytes_a", "bytes_b"}
     assert keys <= found.keys() and "KL divergence" in printed
-    assert (found["a"], found["b"], found["context"], found["text"]) == ("a", "b", 128, "text.txt")
+    assert (found["a"], found["b"], found["text"]) == ("a", "b", "text.txt")
+    assert (found["context"], found["warmup"]) == (128, 64)
     assert str(text_file.parent) not in printed
 
 

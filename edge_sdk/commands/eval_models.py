@@ -72,7 +72,8 @@ def eval_divergence_command(
             progress=bar,
             cancel=cancel,
         )
-        result = {"a": model_a.name, "b": model_b.name, "text": text.name, "context": length, **asdict(found)}
+        read = {"text": text.name, "context": length, "warmup": divergence.first_scored(length, warmup)}
+        result = {"a": model_a.name, "b": model_b.name, **read, **asdict(found)}
         if questions is not None and not cancel.is_set():
             flipped = flips.measure_flips(
                 model_a.path,
