@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 from pathlib import Path
@@ -24,9 +25,11 @@ from hf_folders import (
     weights,
     write_folder,
 )
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from edge_sdk.cli import main
-from edge_sdk.errors import ConfigError, DiskFullError, ModelDamagedError, ModelNotFoundError
+from edge_sdk.errors import ConfigError, DiskFullError, EdgeError, ModelDamagedError, ModelNotFoundError
 from edge_sdk.model_files.gguf_header import read_header
 from quantize.gguf_models.convert import convert, to_huggingface
 from quantize.gguf_models.families import Decoder
@@ -158,8 +161,15 @@ def test_a_begin_token_in_the_tokenizers_template_is_added(tmp_path: Path) -> No
             "special_tokens": {CONTROL[0]: {"id": CONTROL[0], "ids": [0], "tokens": [CONTROL[0]]}},
         }
     }
-    converted = convert(folder_of(tmp_path, config(), tokenizer_json=made), tmp_path / "out.gguf")
+    folder = folder_of(tmp_path, config(), tokenizer_json=made)
+    converted = convert(folder, tmp_path / "out.gguf")
     assert read_fields(GgufModel(converted.path))["tokenizer.ggml.add_bos_token"].value is True
+    back = to_huggingface(converted.path, tmp_path / "back")
+    again = convert(back, tmp_path / "again.gguf")
+    assert read_fields(GgufModel(again.path))["tokenizer.ggml.add_bos_token"].value is True
+    (folder / "tokenizer_config.json").write_text(json.dumps({"bos_token": CONTROL[1], "eos_token": CONTROL[2]}))
+    with pytest.raises(ModelDamagedError, match="not its bos_token"):
+        convert(folder, tmp_path / "out.gguf")
 
 
 # --- tokenizers ------------------------------------------------------------------------------------------
@@ -341,6 +351,40 @@ def test_an_interrupted_conversion_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         convert(folder, tmp_path / "out.gguf", progress=interrupt)
     assert [file.name for file in tmp_path.iterdir()] == ["hf"]
+
+
+VALUES = st.sampled_from([None, True, -1, 3, 10**12, 2.5, "", "x", CONTROL[1], [], [1], ["a"], {}, {"type": "X"}])
+
+
+@settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_nonsense_in_the_files_is_an_error_of_ours_or_harmless(tmp_path: Path, data: st.DataObject) -> None:
+    made = config(rope_scaling=LLAMA3)
+    template = {"type": "TemplateProcessing", "single": [{"Sequence": {"id": "A", "type_id": 0}}], "pair": []}
+    documents: dict[str, Any] = {
+        "config.json": made,
+        "tokenizer.json": tokenizer(QWEN2) | {"post_processor": {"type": "Sequence", "processors": [template]}},
+        "tokenizer_config.json": {
+            "bos_token": {"content": CONTROL[0]},
+            "eos_token": CONTROL[2],
+            "chat_template": [],
+        },
+        "generation_config.json": {"eos_token_id": [2, 1]},
+    }
+    place: Any = documents
+    key: Any = data.draw(st.sampled_from(sorted(documents)))
+    while isinstance(place[key], dict | list) and place[key] and data.draw(st.booleans()):
+        place = place[key]
+        keys = sorted(place)[:20] if isinstance(place, dict) else range(min(len(place), 4))
+        key = data.draw(st.sampled_from(keys))
+    place[key] = data.draw(VALUES)
+    folder = tmp_path / "hf"
+    if not folder.exists():
+        folder_of(tmp_path, made)
+    for name, document in documents.items():
+        (folder / name).write_text(json.dumps(document))
+    with contextlib.suppress(EdgeError):
+        assert convert(folder, tmp_path / "out.gguf").vocabulary == VOCABULARY
 
 
 # --- and back ---------------------------------------------------------------------------------------------

@@ -73,9 +73,9 @@ def convert(
         raise ConfigError(f"{out} is a folder", hint="name the .gguf file to write")
     config = _read_object(folder / "config.json")
     decoder, weights = Decoder.from_config(config), open_weights(folder)
-    bpe = read_tokenizer(folder, decoder.vocabulary, pre)
     names = list(decoder.tensors())
     _check_tensors(names, weights, decoder)
+    bpe = read_tokenizer(folder, decoder.vocabulary, pre)  # now that this number has been checked
     tensors = [_new_tensor(weights, each, type) for each in names]
     if (factors := decoder.rope_factors()) is not None:
         tensors.append(NewTensor(ROPE_FACTORS, "F32", factors.shape, lambda: iter([factors])))
@@ -169,21 +169,22 @@ def _special_fields(folder: Path, config: Mapping[str, Any], bpe: ByteBpe) -> di
     for name, number in ids.items():
         if number is not None and not 0 <= number < len(bpe.tokens):
             raise ModelDamagedError(f"{folder}: the {name} token {number} is not one of {len(bpe.tokens)}")
-    begins = words.get("add_bos_token", _adds_first(folder, ids["bos"]))
-    if begins and ids["bos"] is None:
-        raise ModelDamagedError(f"{folder}: texts begin with a token that bos_token does not name")
-    fields = special_fields(ids, begins is True)
+    begin, first = None if ids["bos"] is None else bpe.tokens[ids["bos"]], _first_token(folder)
+    adds = first is not None if words.get("add_bos_token") is None else words["add_bos_token"] is True
+    if adds and (begin is None or first not in (None, begin)):
+        raise ModelDamagedError(f"{folder}: texts begin with {first or 'a token'!r}, which is not its bos_token")
+    fields = special_fields(ids, adds)
     return fields | ({"tokenizer.chat_template": Field(STRING, said.template)} if said.template else {})
 
 
-def _adds_first(folder: Path, begin: int | None) -> bool:
-    """Whether the tokenizer's template puts the begin token before every text."""
+def _first_token(folder: Path) -> str | None:
+    """The token that the tokenizer's template puts before every text."""
     content = parse_json((folder / TOKENIZER).read_bytes(), folder / TOKENIZER).get("post_processor") or {}
     for processor in content.get("processors") or [content]:
-        first = (processor.get("single") or [{}])[0].get("SpecialToken", {}).get("id")
-        if first is not None:
-            return begin in processor["special_tokens"][first]["ids"]
-    return False
+        if processor.get("type") == "TemplateProcessing" and processor["single"]:
+            found: str | None = processor["single"][0].get("SpecialToken", {}).get("id")
+            return found
+    return None
 
 
 # --- and back ------------------------------------------------------------------------------------------

@@ -84,7 +84,7 @@ class Decoder:
         """From `config.json`. Raises `ConfigError` for what is not supported, `ModelDamagedError` for nonsense."""
         names = config.get("architectures")
         name = names[0] if isinstance(names, list) and names else None
-        if name not in FAMILIES:
+        if not isinstance(name, str) or name not in FAMILIES:
             hint = f"only {', '.join(FAMILIES)}"
             raise ConfigError(f"models of the architecture {name!r} are not supported", hint=hint)
         family = FAMILIES[name]
