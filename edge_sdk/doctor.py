@@ -31,7 +31,11 @@ _PROBE_SECONDS = 60
 _WAL_RESET_FIXED = (3, 51, 3)
 _LEAST_DISK = 200_000_000
 _BASE = ("click", "httpx", "jinja2", "numpy", "onnxruntime", "rich", "sqlite-utils", "tokenizers")
-_EXTRAS = {"gguf": ("llama-cpp-python",), "parse": ("beautifulsoup4", "pypdf", "python-docx")}
+_EXTRAS = {
+    "gguf": ("llama-cpp-python",),
+    "parse": ("beautifulsoup4", "pypdf", "python-docx"),
+    "bundle": ("cryptography",),
+}
 # Each prints one JSON list of texts: the version first.
 _LLAMA = """
 import json, llama_cpp

@@ -115,6 +115,14 @@ def test_what_people_read_names_every_file_and_the_signature(run: Run, bundle: P
     assert "decoder/tiny-f32.gguf" in out and "GGUF of 11 tensors, llama" in out and "is sound: 7 files" in out
 
 
+def test_figures_of_strangers_do_not_reach_the_terminal_as_they_are(run: Run, tmp_path: Path) -> None:
+    parts = make_parts(tmp_path / "parts")
+    build_bundle(recipe(parts, figures={"\x1b[2J": "\x1b]0;evil\x07 [red]"}), tmp_path / "a.edge")
+    _, out, _ = run("bundle", "inspect", tmp_path / "a.edge")
+    assert "\\u001b[2J" in out and "[red]" in out
+    assert not set(out) & {"\x1b", "\x07"}
+
+
 def test_bad_input_is_one_line_with_the_next_step(run: Run, bundle: Path, tmp_path: Path) -> None:
     parts, out = make_parts(tmp_path / "parts"), tmp_path / "x.edge"
     assert "give --licence decoder=SPDX" in failed(run, *build(parts, out))
@@ -295,3 +303,30 @@ def test_the_doctor_says_what_comes_from_the_bundle(run: Run, bundle: Path, tmp_
     assert f"{words} (flag) instead of the bundle's words" in out
     _, out, _ = run("doctor", "--bundle", tmp_path / "none.edge")
     assert "there is no bundle" in out
+
+
+@pytest.mark.model
+def test_a_question_is_answered_from_a_bundle_of_real_models(
+    run: Run, smollm2_path: Path, minilm_dir: Path, tmp_path: Path
+) -> None:
+    """The catalog's models are nowhere in this home: both come from the bundle."""
+    out = tmp_path / "real.edge"
+    models = (
+        "--decoder",
+        smollm2_path,
+        "--encoder",
+        minilm_dir,
+        "--licence",
+        "Apache-2.0",
+        "--prompt-tokens",
+        "330",
+    )
+    made = as_json(run, "bundle", "build", out, "--name", "real", "--version", "1", *models, "--plain")
+    assert (made["decoder"]["architecture"], made["encoder"]["dimension"]) == ("llama", 384)
+    (tmp_path / "note.txt").write_text("The kettle is switched off by pressing the red lever.")
+    where = ("--store", tmp_path / "s.db", "--bundle", out, "--offline")
+    as_json(run, "add", tmp_path / "note.txt", *where)
+    answer = as_json(run, "ask", "How is the kettle switched off?", *where, "--max-tokens", "24")
+    assert answer["route"] == "local"
+    assert answer["text"]
+    assert answer["model"] == made["decoder"]["name"]

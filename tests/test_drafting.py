@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator
 from dataclasses import replace
-from functools import partial
 from threading import Event as Flag
 
 import pytest
@@ -17,6 +16,7 @@ from edge_sdk.confidence.calibration import Calibration
 from edge_sdk.confidence.logistic import Term
 from edge_sdk.conversation import Conversation
 from edge_sdk.drafting import Draft, Drafter, Manner
+from edge_sdk.engines.engine import Generation
 from edge_sdk.fakes import FakeEngine
 from edge_sdk.judge import Judge
 from edge_sdk.prompt import Reading
@@ -128,6 +128,18 @@ def test_an_answer_at_the_token_limit_is_signalled() -> None:
 # --- what a calibration is filed under -------------------------------------------------------------
 
 
+class Remembering(FakeEngine):
+    """Keeps the options that it was asked with."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.options: list[GenerateOptions] = []
+
+    def generate(self, prompt: str, options: GenerateOptions, cancel: Flag | None = None) -> Generation:
+        self.options.append(options)
+        return super().generate(prompt, options, cancel)
+
+
 class OtherTemplate(FakeEngine):
     def render(self, messages: object) -> str:
         return super().render([*messages, Message("system", "Think.")])  # type: ignore[misc]
@@ -154,10 +166,17 @@ def test_each_change_of_the_set_up_is_named(other: Callable[[], drafting.Setup],
     assert other().differences(drafter().setup("bm25", "MiniLM")) == named
 
 
-def test_another_sampler_is_another_set_up(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_sampler_is_another_set_up() -> None:
     before = drafter().setup("bm25", "MiniLM")
-    monkeypatch.setattr(drafting, "GenerateOptions", partial(GenerateOptions, temperature=0.7))
-    assert drafter().setup("bm25", "MiniLM").differences(before) == ["sampler"]
+    for sampling, named in ((GenerateOptions(temperature=0.7), ["sampler"]), (GenerateOptions(max_tokens=9), [])):
+        assert replace(drafter(), sampling=sampling).setup("bm25", "MiniLM").differences(before) == named
+
+
+def test_the_sampler_is_the_engines_with_the_tokens_that_are_asked_for() -> None:
+    engine = Remembering()
+    it = replace(drafter(engine), sampling=GenerateOptions(max_tokens=9, temperature=0.7, top_k=3))
+    drafted(it.draft(QUESTION, HITS, judge(), Manner(max_tokens=50)))
+    assert engine.options == [GenerateOptions(max_tokens=50, temperature=0.7, top_k=3)]
 
 
 def test_what_was_asked_before_is_no_part_of_the_set_up() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from importlib import import_module
 from pathlib import Path
@@ -149,7 +150,10 @@ def bundle_inspect_command(settings: Settings, path: Path, keys: tuple[Path, ...
 @_KEYS
 @options("require_signature")
 def bundle_verify_command(settings: Settings, path: Path, keys: tuple[Path, ...], as_json: bool) -> None:
-    """Read every byte of BUNDLE and check it: form, manifest, signature, sizes, hashes, structure of each file."""
+    """Read every byte of BUNDLE and check it: form, manifest, signature, sizes, hashes, structure of each file.
+
+    For that an archive is unpacked under EDGE_HOME and removed again.
+    """
     with progress_bar("verifying", unit="bytes") as bar:
         found = verify_bundle(
             path, settings.home, require_signature=settings.require_signature, keys=keys, progress=bar
@@ -255,8 +259,8 @@ def _show(found: Inspection) -> None:
         kind = f"{encoder.format}, {encoder.dimension} dimensions, {encoder.pooling} pooling"
         out.print(f"  encoder    {encoder.name}: {kind}", markup=False)
     for name, value in sorted(manifest.figures.items()):
-        text = str(value)
-        out.print(f"  {name:<10} {text if len(text) <= 80 else text[:80] + '…'}", markup=False)
+        text = f"{json.dumps(name)[1:-1]:<10} {json.dumps(value)}"  # escaped: strangers wrote it
+        out.print(f"  {text if len(text) <= 90 else text[:90] + '…'}", markup=False)
     for entry in manifest.files:
         out.print(
             f"  {entry.bytes:>14,}  {entry.sha256[:16]}  {entry.role:<14} {entry.licence:<12} {entry.path}",
