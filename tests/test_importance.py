@@ -98,11 +98,18 @@ def test_experts_are_counted_each(tmp_path: Path) -> None:
 
 def test_an_expert_that_no_token_reached_counts_as_one() -> None:
     squares = np.array([[2.0, 3.0], [0.0, 0.0]], np.float32)
-    found = Importance({"x": squares}, tokens=5, source="", counts={"x": np.array([5, 0])})
+    found = Importance({"x": squares}, tokens=5, source="")
     weights = found.weights("x")
     assert weights is not None
     assert weights.tolist() == [2, 3, 1, 1]
     assert found.weights("y") is None
+
+
+def test_no_column_weighs_nothing() -> None:
+    found = Importance({"x": np.array([0, 4, 0, 0], np.float32)}, tokens=5, source="")
+    weights = found.weights("x")
+    assert weights is not None
+    np.testing.assert_allclose(weights, [1e-6, 4, 1e-6, 1e-6])
 
 
 def test_of_a_long_text_windows_at_equal_distances_are_read(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:

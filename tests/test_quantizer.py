@@ -62,6 +62,13 @@ def flat_importance(path: Path, **changed: np.ndarray[Any, Any]) -> Importance:
     return Importance({**squares, **changed}, 1000, "a text")
 
 
+def unknown_architecture(folder: Path) -> Path:
+    metadata = {"general.architecture": Field(STRING, "nobody"), "some.flag": Field(BOOL, 1)}
+    path = folder / "nobody.gguf"
+    path.write_bytes(gguf_bytes(metadata, {"a.weight": Weights((32, 2), 0, bytes(256))}))
+    return path
+
+
 def left_in(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir()) if folder.exists() else []
 
@@ -80,12 +87,14 @@ def test_the_table_has_the_numbers_of_the_library_and_nothing_is_missing() -> No
     }
 
 
-def test_base_types_are_those_that_the_library_takes(wide: Path, tmp_path: Path) -> None:
-    for each in file_types().values():
-        planned = quantize_file(wide, tmp_path / "no.gguf", each.name, pure=True, dry_run=True)
-        made = {planned.tensor_types[name] for name in matrices(wide)}
-        assert made == {each.base}, each.name
-        assert planned.bits_per_weight == pytest.approx(each.bits_per_weight, abs=0.05)  # norms
+def test_base_types_are_those_that_the_library_takes(wide: Path) -> None:
+    model = GgufModel(wide)
+    with QuantizerProcess() as process:
+        for each in file_types().values():
+            job = quantizer_job.quantizer_job(model, each, (), None, threads=1, pure=True)
+            plan = quantizer._planned(process, model, each, job)
+            assert {plan.types[name] for name in matrices(wide)} == {each.base}, each.name
+            assert plan.bits_per_weight == pytest.approx(each.bits_per_weight, abs=0.05)  # norms
 
 
 def test_the_type_left_out_is_one_that_the_library_refuses(wide: Path) -> None:
@@ -163,6 +172,11 @@ def test_every_type_is_surveyed_for_a_model(wide: Path, narrow: Path) -> None:
     found = {each.type: each for each in survey_types(narrow, threads=1)}
     assert "Q1_0" not in found  # blocks of 128, and llama.cpp knows nothing else for it
     assert found["Q4_K_M"].fallbacks
+
+
+def test_a_survey_of_what_no_type_fits_says_why(tmp_path: Path) -> None:
+    with pytest.raises(EngineError, match="nobody"):
+        survey_types(unknown_architecture(tmp_path))
 
 
 # --- fallbacks --------------------------------------------------------------------------------------
@@ -243,6 +257,15 @@ def test_errors_move_away_from_columns_that_matter(wide: Path, out: Path, tmp_pa
     assert error(tmp_path / "peaked.gguf") < 0.9 * error(out)
 
 
+@pytest.mark.parametrize("type", ["Q4_0", "Q6_K"])
+def test_columns_that_the_text_did_not_use_are_kept(wide: Path, out: Path, type: str) -> None:
+    name = "blk.0.attn_q.weight"
+    idle = np.where(np.arange(256) < 128, 0, 1).astype(np.float32)
+    quantize_file(wide, out, type, importance=flat_importance(wide, **{name: idle}), threads=1)
+    before, after = GgufModel(wide).floats(name), GgufModel(out).floats(name)
+    assert np.square(after - before)[:, :128].mean() < 0.02 * np.square(before).mean()  # 1.0 without a floor
+
+
 def test_the_file_names_its_matrix_and_forgets_it_when_made_anew(wide: Path, out: Path, tmp_path: Path) -> None:
     made = quantize_file(wide, out, "Q4_K_M", importance=flat_importance(wide), threads=1)
     assert made.importance == "a text"
@@ -273,7 +296,7 @@ def test_a_matrix_of_another_model_or_with_no_numbers_is_refused(wide: Path, nar
     with pytest.raises(ConfigError, match="has 32 columns"):
         quantize_file(wide, out, "Q4_0", importance=flat_importance(narrow))
     broken = flat_importance(wide, **{"token_embd.weight": np.full(256, np.nan, np.float32)})
-    with pytest.raises(ConfigError, match="no numbers"):
+    with pytest.raises(ConfigError, match="impossible figures for token_embd"):
         quantize_file(wide, out, "Q4_0", importance=broken)
 
 
@@ -323,11 +346,8 @@ def test_weights_that_are_no_numbers_are_refused_in_llama_cpps_words(tmp_path: P
 
 
 def test_an_unknown_architecture_is_refused_in_llama_cpps_words(tmp_path: Path, out: Path) -> None:
-    metadata = {"general.architecture": Field(STRING, "nobody"), "some.flag": Field(BOOL, 1)}
-    source = tmp_path / "odd.gguf"
-    source.write_bytes(gguf_bytes(metadata, {"a.weight": Weights((32, 2), 0, bytes(256))}))
     with pytest.raises(EngineError, match="nobody"):
-        quantize_file(source, out, "Q8_0")
+        quantize_file(unknown_architecture(tmp_path), out, "Q8_0")
 
 
 def test_an_abort_of_native_code_is_an_error_with_its_words(wide: Path, out: Path) -> None:

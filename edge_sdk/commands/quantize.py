@@ -184,7 +184,9 @@ def _list_types(settings: Settings, source: str | None, as_json: bool) -> None:
             table.add_row(each.name, each.base, f"{each.bits_per_weight:.2f}")
         document: dict[str, Any] = {"types": list(types)}
     else:
-        results = import_module("quantize.gguf_models.quantizer").survey_types(_gguf_path(source, settings))
+        quantizer, model = import_module("quantize.gguf_models.quantizer"), _gguf_path(source, settings)
+        with progress_bar("planning") as bar:
+            results = quantizer.survey_types(model, threads=settings.threads, progress=bar)
         for column in ("type", "MB", "bits per weight", "importance matrix", "fallbacks"):
             table.add_column(column, justify="right" if column in ("MB", "bits per weight") else "left")
         for each in results:

@@ -23,7 +23,7 @@ Floats = NDArray[np.float32]
 
 _SUMS, _COUNTS = ".in_sum2", ".counts"
 _AGAIN = "collect it again with --calibration-text; llama.cpp's older .dat files are not read"
-_UNSEEN = 1.0  # what llama.cpp takes for every column of an expert that no token was routed to
+_UNSEEN, _LEAST_SHARE = 1.0, 1e-6
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,18 +42,27 @@ class Importance:
     products: Mapping[str, Floats] = field(default_factory=dict)
 
     def weights(self, name: str) -> Floats | None:
-        """What the quantizer takes for a tensor: one figure a column, those of all experts in a row; or None."""
+        """What the quantizer takes for a tensor: one figure a column, those of all experts in a row; or None.
+
+        ggml makes a block zero whose columns all weigh nothing, and so loses what this text did not use: such
+        columns weigh a millionth of the mean here, and those of an expert that no token reached 1, as in llama.cpp.
+        """
         if (squares := self.squares.get(name)) is None:
             return None
-        if name in self.counts and squares.ndim > 1:
-            squares = np.where(self.counts[name][:, None] > 0, squares, np.float32(_UNSEEN))
-        return np.ascontiguousarray(squares, np.float32).reshape(-1)
+        rows = np.atleast_2d(squares).astype(np.float64)
+        means = rows.mean(axis=1, keepdims=True)
+        weights = np.where(means > 0, np.maximum(rows, _LEAST_SHARE * means), _UNSEEN)
+        return np.ascontiguousarray(weights, np.float32).reshape(-1)
 
     def check(self, header: GgufHeader) -> None:
-        """Raise `ConfigError` unless this was measured on a model with the tensors of `header`."""
+        """Raise `ConfigError` unless this is sound and was measured on a model with the tensors of `header`."""
         tensors = {tensor.name: tensor for tensor in header.tensors}
         for name, squares in self.squares.items():
             tensor = tensors.get(name)
+            if not (np.isfinite(squares).all() and (squares >= 0).all()):
+                raise ConfigError(
+                    f"the importance matrix has impossible figures for {name}", hint="collect it again"
+                )
             if tensor is not None and squares.size != tensor.shape[0] * math.prod(tensor.shape[2:]):
                 raise ConfigError(
                     f"the importance matrix has {squares.size} columns for {name}, the model {tensor.shape[0]}",

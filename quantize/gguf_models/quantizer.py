@@ -115,20 +115,26 @@ def quantize_file(
     return _result(out, wanted, plan, importance, ())
 
 
-def survey_types(source: Path, *, threads: int | None = None) -> tuple[QuantizedFile, ...]:
+def survey_types(
+    source: Path, *, threads: int | None = None, progress: Update = lambda done, total, detail: None
+) -> tuple[QuantizedFile, ...]:
     """What `source` would be as each of llama.cpp's types without an importance matrix, the smallest first.
 
-    These are dry runs. Types that this model cannot have are left out.
+    These are dry runs. Types that this model cannot have are left out; `EngineError` where it can have none.
     """
-    model, found = _source(source), []
+    model = _source(source)
+    types = sorted(file_types().values(), key=lambda each: each.name != "Q8_0")  # first, for it fits any model
+    found: list[QuantizedFile] = []
     process = QuantizerProcess()
     try:
-        for wanted in file_types().values():
+        for done, wanted in enumerate(types):
+            progress(done, len(types), wanted.name)
             try:
-                plan = _planned(
-                    process, model, wanted, quantizer_job(model, wanted, (), None, threads=threads, pure=False)
-                )
+                job = quantizer_job(model, wanted, (), None, threads=threads, pure=False)
+                plan = _planned(process, model, wanted, job)
             except EngineError:  # it ends the process
+                if not found:
+                    raise
                 process = QuantizerProcess()
                 continue
             found.append(_result(None, wanted, plan, None, plan.lacking_importance(wanted, frozenset())))
