@@ -13,6 +13,7 @@ from onnx_files import decoder_tensors, write_decoder
 
 from edge_sdk.errors import ConfigError, DocumentError
 from quantize.onnx_models.parity import (
+    ALL_DECODER_TOKENS,
     MAX_DECODER_TOKENS,
     MAX_TEXTS,
     DecoderFolder,
@@ -88,6 +89,8 @@ def test_a_decoder_folder_gives_the_logits_behind_every_token(folder: Path) -> N
 def test_texts_are_cut_to_tokens_and_empty_ones_left_out(folder: Path) -> None:
     tokens = decoder_tokens(folder, ["", "abc", "x" * 1000])
     assert tokens == [list(b"abc"), list(b"x" * MAX_DECODER_TOKENS)]
+    assert sum(map(len, decoder_tokens(folder, ["y" * 60] * 20))) == ALL_DECODER_TOKENS
+    assert sum(map(len, decoder_tokens(folder))) == ALL_DECODER_TOKENS
 
 
 def test_made_up_texts_are_sentences_and_passages_all_different() -> None:

@@ -39,7 +39,6 @@ LEAST_COSINE = 0.9999
 LEAST_AGREEMENT = 0.99  # of the best next token: ties and last digits may differ
 MAX_TOKENS = 256  # of a text that encoders are compared on
 _TASKS: Mapping[Kind, str] = {"encoder": "feature-extraction", "decoder": "text-generation-with-past"}
-_DECODER_TEXTS = 8  # their logits are kept, and a vocabulary may be large
 _MEMORY, _ROOM = 5, 4  # times the weights: torch's, the exporter's, ours; on disk its files, its copy and ours
 _WORKER = Path(__file__).with_name("export_worker.py")
 
@@ -71,7 +70,7 @@ def export_onnx(
             f"exporting needs about {_MEMORY * size / 1e6:,.0f} MB of memory and {room / 1e6:,.0f} MB are free",
             hint="close other programs, or do it on a larger machine",
         )
-    texts, ids = _tokens(kind, source, texts or made_up_texts())
+    texts, ids = _tokens(kind, source, texts)
     with (
         new_folder(out, room=_ROOM * size) as part,
         TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as work,
@@ -143,12 +142,12 @@ def _object(path: Path) -> dict[str, Any]:
     return content
 
 
-def _tokens(kind: Kind, source: Path, texts: Sequence[str]) -> tuple[list[str], list[list[int]]]:
+def _tokens(kind: Kind, source: Path, texts: Sequence[str] | None) -> tuple[list[str], list[list[int]]]:
     """The texts to compare on, and what the runtime would feed for them."""
     if kind == "decoder":
-        return [], decoder_tokens(source, texts)[-_DECODER_TEXTS:]
+        return [], decoder_tokens(source, texts)
     tokenizer = Tokenizer.open(source / "tokenizer.json", max_tokens=MAX_TOKENS)
-    cut = [text[: MAX_TOKENS * CHARACTERS_PER_TOKEN] for text in texts]
+    cut = [text[: MAX_TOKENS * CHARACTERS_PER_TOKEN] for text in texts or made_up_texts()]
     pairs = [(text, ids) for text in cut if (ids := tokenizer.encode(text, framed=True))]
     return [text for text, _ in pairs], [ids for _, ids in pairs]
 

@@ -21,7 +21,8 @@ from edge_sdk.model_files.transformers_config import DecoderConfig
 Floats = NDArray[np.float32]
 
 MAX_TEXTS = 200
-MAX_DECODER_TOKENS = 64  # of one text: enough context to tell models apart, and soon read
+MAX_DECODER_TOKENS, ALL_DECODER_TOKENS = 64, 384
+"""Of one text and of all: context enough to tell decoders apart, and soon read one by one."""
 _PASSAGE = 6  # sentences of a made-up passage
 _SENTENCES = (
     "The pump stops by itself when the water in the tank falls below the lower mark.",
@@ -157,11 +158,16 @@ class DecoderFolder:
             self._decoder.feed([token])
 
 
-def decoder_tokens(directory: Path, texts: Sequence[str]) -> list[list[int]]:
-    """The first tokens of each text; texts without any are left out."""
+def decoder_tokens(directory: Path, texts: Sequence[str] | None = None) -> list[list[int]]:
+    """The first tokens of each text, by default of the made-up passages; texts without any are left out."""
     tokenizer = Tokenizer.open(directory / "tokenizer.json")
-    tokens = [tokenizer.encode(text[: 16 * MAX_DECODER_TOKENS])[:MAX_DECODER_TOKENS] for text in texts]
-    return [part for part in tokens if part]
+    found: list[list[int]] = []
+    room = ALL_DECODER_TOKENS
+    for text in texts or made_up_texts()[len(_SENTENCES) :]:
+        tokens = tokenizer.encode(text[: 16 * MAX_DECODER_TOKENS])[: min(room, MAX_DECODER_TOKENS)]
+        found += [tokens] if tokens else []
+        room -= len(tokens)
+    return found
 
 
 def _log_softmax(logits: Floats) -> NDArray[np.float64]:

@@ -260,7 +260,7 @@ class _DecoderBench:
     def __init__(self, source: Path, texts: Sequence[str] | None, threads: int, rounds: int) -> None:
         self.threads, self.rounds = threads, rounds
         self.reference = DecoderFolder(source, threads=threads)
-        self.tokens = decoder_tokens(source, list(texts or made_up_texts())[:32])
+        self.tokens = decoder_tokens(source, texts)
         everything = [token for text in self.tokens for token in text]
         self.prompt, self.answer = everything[:_PROMPT], everything[-_ANSWER:]
 
