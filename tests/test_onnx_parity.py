@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from onnx_files import decoder_tensors, write_decoder
 
-from edge_sdk.errors import ConfigError, DocumentError
+from edge_sdk.errors import ConfigError, DocumentError, EngineError
 from quantize.onnx_models.parity import (
     ALL_DECODER_TOKENS,
     MAX_DECODER_TOKENS,
@@ -60,6 +60,14 @@ def test_other_lengths_and_vocabularies_cannot_be_compared() -> None:
         compare_logits(iter(rows[:0]), iter(rows[:0]))
     with pytest.raises(ConfigError, match="cannot be compared"):
         compare_vectors(rows, rows[:, :4])
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_logits_that_are_not_finite_are_no_agreement(value: float) -> None:
+    good, bad = np.zeros((1, 5), np.float32), np.full((1, 5), value, np.float32)
+    for pair in ((good, bad), (bad, good)):
+        with pytest.raises(EngineError, match="not finite"):
+            compare_logits(*map(iter, pair))
 
 
 def test_a_text_without_tokens_agrees_only_with_none() -> None:

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_sdk.engines.engine_onnx import CachedDecoder
-from edge_sdk.errors import ConfigError, DocumentError
+from edge_sdk.errors import ConfigError, DocumentError, EngineError
 from edge_sdk.model_files.onnx_session import OnnxSession, find_model
 from edge_sdk.model_files.tokenizer import Tokenizer
 from edge_sdk.model_files.transformers_config import DecoderConfig
@@ -118,6 +118,8 @@ def compare_logits(reference: Iterable[Floats], candidate: Iterable[Floats]) -> 
     for ours, theirs in zip(reference, candidate, strict=True):
         if ours.shape != theirs.shape:
             raise ConfigError(f"vocabularies of {ours.size} and {theirs.size} tokens cannot be compared")
+        if not (np.isfinite(ours).all() and np.isfinite(theirs).all()):
+            raise EngineError("a decoder gave logits that are not finite", hint="its file may be damaged")
         tokens += 1
         agreed += int(ours.argmax() == theirs.argmax())
         largest = max(largest, float(np.abs(ours - theirs).max()))
