@@ -239,13 +239,18 @@ def test_a_name_that_llama_cpp_does_not_know_is_an_error(tmp_path: Path) -> None
         ({"normalizer": {"type": "Lowercase"}}, "Lowercase"),
         ({"model": {"byte_fallback": True}}, "byte-level BPE"),
         ({"model": {"end_of_word_suffix": "</w>"}}, "parts of words"),
+        ({"model": {"continuing_subword_prefix": "##"}}, "parts of words"),
+        ({"model": {"merges": [["t", "h", "e"]]}}, "no pair"),
+        ({"model": {"merges": ["t zz"]}}, "not all in its vocabulary"),
+        ({"model": None}, "holds no tokenizer"),
         ({"added": {"lstrip": True}}, "take spaces"),
         ({"added": {"id": 900}}, r"900.*288.*resize_token_embeddings"),
     ],
 )
 def test_what_llama_cpp_cannot_tokenize_is_refused(tmp_path: Path, change: dict[str, Any], message: str) -> None:
     made = tokenizer()
-    made["model"] |= change.pop("model", {})
+    if change.get("model"):
+        made["model"] |= change.pop("model")
     if "added" in change:
         entry = made["added_tokens"][0] | {"content": "<new>", "id": 267} | change.pop("added")
         made["added_tokens"].append(entry)

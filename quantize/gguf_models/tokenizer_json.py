@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, NoReturn
 
-from edge_sdk.errors import ConfigError, ModelDamagedError
+from edge_sdk.errors import ConfigError, ModelDamagedError, ModelNotFoundError
 from edge_sdk.model_files.tokenizer import Tokenizer
 
 from .gguf_format import BOOL, I32, STRING, Field
@@ -92,19 +92,23 @@ def read_tokenizer(folder: Path, size: int, pre: str | None = None) -> ByteBpe:
     llama.cpp's byte-level BPE cannot do, `ModelDamagedError` for a file that is no tokenizer.
     """
     path = folder / TOKENIZER
-    Tokenizer.open(path)  # it checks the structure, the merges among it
+    if not path.is_file():
+        raise ModelNotFoundError(f"there is no file {path}", hint="save the tokenizer beside the model")
     content = parse_json(path.read_bytes(), path)
-    model = content["model"]
+    model = content.get("model") if isinstance(content, dict) else None
+    if not isinstance(model, dict):
+        raise ModelDamagedError(f"{path.name} holds no tokenizer", hint="save the tokenizer again")
     if model.get("type", "BPE") != "BPE" or model.get("byte_fallback"):
         kind = "SentencePiece-like BPE" if model.get("byte_fallback") else model.get("type")
         _refuse(path, f"has a vocabulary of the kind {kind}, only byte-level BPE is supported")
     if model.get("continuing_subword_prefix") or model.get("end_of_word_suffix"):
         _refuse(path, "marks the parts of words, which byte-level BPE does not")
+    merges = _merges(path, model)
+    Tokenizer.open(path)  # it checks all else; with a prefix, or merges of unknown tokens, it may panic
     normalizer = content.get("normalizer")
     if normalizer is not None and normalizer.get("type") not in ("NFC", None):
         _refuse(path, f"normalizes texts by {normalizer.get('type')}, which llama.cpp does not")
     pre = pre or find_pre_tokenizer(content.get("pre_tokenizer"), bool(model.get("ignore_merges")), path)
-    merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]]
     names: dict[int, tuple[str, int]] = {}
     for token, at in model["vocab"].items():
         if at in names:
@@ -123,6 +127,25 @@ def read_tokenizer(folder: Path, size: int, pre: str | None = None) -> ByteBpe:
         )
     filled = [names.get(at, (f"[PAD{at}]", UNUSED)) for at in range(size)]
     return ByteBpe([token for token, _ in filled], [kind for _, kind in filled], merges, pre)
+
+
+def _merges(path: Path, model: Mapping[str, Any]) -> list[str]:
+    """The merges in GGUF's spelling, every part and every result a token."""
+    vocabulary, found = model.get("vocab"), []
+    if not isinstance(vocabulary, dict) or not isinstance(model.get("merges"), list):
+        raise ModelDamagedError(f"{path.name} has no vocabulary with merges", hint="save the tokenizer again")
+    for merge in model["merges"]:
+        parts = merge.split(" ", 1) if isinstance(merge, str) else merge
+        if not (
+            isinstance(parts, list)
+            and len(parts) == 2
+            and all(isinstance(part, str) and " " not in part for part in parts)
+        ):
+            raise ModelDamagedError(f"{path.name} holds the merge {str(merge)[:60]!r}, which is no pair of tokens")
+        if not {*parts, "".join(parts)} <= vocabulary.keys():
+            raise ModelDamagedError(f"{path.name} merges {parts}, which are not all in its vocabulary")
+        found.append(" ".join(parts))
+    return found
 
 
 def find_pre_tokenizer(definition: Any, ignore_merges: bool, path: Path = Path(TOKENIZER)) -> str:
