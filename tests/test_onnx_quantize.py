@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,15 @@ from edge_sdk.encoders.bert_graph import quantize, read_bert
 from edge_sdk.encoders.embed import OnnxEncoder
 from edge_sdk.encoders.encoders import encoder_backend, open_encoder
 from edge_sdk.engines.engine_onnx import OnnxEngine
-from edge_sdk.errors import ConfigError, DiskFullError, EdgeError, ModelDamagedError, ModelError, ModelNotFoundError
+from edge_sdk.errors import (
+    ConfigError,
+    DiskFullError,
+    EdgeError,
+    MissingExtraError,
+    ModelDamagedError,
+    ModelError,
+    ModelNotFoundError,
+)
 from edge_sdk.hub.models import resolve
 from edge_sdk.kernel_faces import bert
 from edge_sdk.model_files.onnx_graph import OnnxGraph
@@ -311,6 +320,15 @@ def test_too_little_disk_or_memory_is_said_first(
             _quantize(encoder, tmp_path / "out", method="int8")
     monkeypatch.setattr(quantizing, "available_memory", lambda: 10)
     with pytest.raises(ModelError, match="0 MB are free; close other programs"):
+        _quantize(encoder, tmp_path / "out", method="int8")
+    assert _left_behind(tmp_path / "out") == []
+
+
+def test_without_the_onnx_package_the_extra_is_named(
+    encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    with pytest.raises(MissingExtraError, match=r"edge-sdk\[quantize\]"):
         _quantize(encoder, tmp_path / "out", method="int8")
     assert _left_behind(tmp_path / "out") == []
 

@@ -27,7 +27,7 @@ from edge_sdk.model_files.onnx_session import find_model, inspect_onnx
 from edge_sdk.model_files.tokenizer import Tokenizer
 
 from ..gguf_models.safetensors_files import open_weights, parse_json
-from .folder import copy_companions, describe_graph, new_folder, write_record
+from .folder import copy_companions, describe_graph, import_onnx, new_folder, write_record
 from .parity import DecoderFolder, compare_logits, compare_vectors, decoder_tokens, made_up_texts
 
 Update = Callable[[float, float | None, str], None]
@@ -61,6 +61,7 @@ def export_onnx(
     or does not agree, `ModelError` or `DiskFullError` when memory or disk are short.
     """
     threads = default_threads() if threads is None else threads
+    import_onnx()  # needed at the end, so said at the beginning
     kind = read_kind(source)
     weights = open_weights(source)
     size = 4 * sum(int(np.prod(shape)) for shape in weights.shapes.values())  # in float32

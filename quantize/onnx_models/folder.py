@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from edge_sdk.device import describe, free_disk
@@ -31,6 +32,15 @@ COMPANIONS = (
 )
 """Files beside a model that belong to it; only the first has to be there."""
 _TOOLS = ("onnx", "onnxruntime", "numpy")
+
+
+def import_onnx() -> ModuleType:
+    """The onnx package, which making models needs and running them does not; or `MissingExtraError`."""
+    try:
+        import onnx
+    except ImportError as error:
+        raise MissingExtraError("making ONNX models", "quantize") from error
+    return onnx
 
 
 @contextmanager
@@ -68,11 +78,7 @@ def copy_companions(source: Path, folder: Path) -> None:
 
 def describe_graph(file: OnnxFile) -> dict[str, Any]:
     """Operators with their counts, those of subgraphs too, and the version of each operator set."""
-    try:
-        import onnx
-    except ImportError as error:
-        raise MissingExtraError("describing ONNX models", "quantize") from error
-    model = onnx.load(str(file.path), load_external_data=False)
+    model = import_onnx().load(str(file.path), load_external_data=False)
     counts: Counter[str] = Counter()
     graphs = [model.graph]
     while graphs:

@@ -23,6 +23,8 @@ from edge_sdk.encoders.bert_graph import quantize
 from edge_sdk.errors import ConfigError, EngineError, MissingExtraError
 from edge_sdk.model_files.onnx_session import MAX_BYTES, OnnxFile
 
+from .folder import import_onnx
+
 if TYPE_CHECKING:
     from onnx import ModelProto
 
@@ -54,10 +56,7 @@ def load_float_model(file: OnnxFile) -> ModelProto:
     size = sum(path.stat().st_size for path in (file.path, *file.external))
     if size > MAX_BYTES:
         raise ConfigError(f"{file.path} has {size:,} bytes of weights; models up to 2 GiB can be quantized")
-    try:
-        import onnx
-    except ImportError as error:
-        raise MissingExtraError("quantizing ONNX models", "quantize") from error
+    onnx = import_onnx()
     try:
         model: ModelProto = onnx.load(str(file.path))
     except Exception as error:  # protobuf's classes share no base with those of onnx
