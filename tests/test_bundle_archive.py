@@ -89,6 +89,14 @@ def test_what_is_no_bundle_is_one_line(tmp_path: Path, content: bytes) -> None:
     assert "\n" not in str(caught.value)
 
 
+def test_nothing_stands_before_after_or_between(bundle: Path, tmp_path: Path) -> None:
+    sound = bundle.read_bytes()
+    end = sound.rindex(b"PK\5\6")
+    for changed in (sound + b"\0", sound + sound, b"\0" + sound, sound[:end] + b"\0" + sound[end:], sound[:-1]):
+        with pytest.raises(BundleError, match=r"x\.edge is not a sound bundle"):
+            opened(changed, tmp_path)
+
+
 def test_a_missing_one_a_folder_and_a_pipe_are_refused(tmp_path: Path) -> None:
     import os
 
