@@ -12,6 +12,7 @@ from bundle_files import make_bundle, put_together, restate, take_apart
 
 from edge_sdk.bundle import cache
 from edge_sdk.bundle.cache import Bundle, inspect_bundle, open_bundle, verify_bundle
+from edge_sdk.bundle.manifest import Manifest
 from edge_sdk.bundle.signature import make_keys
 from edge_sdk.errors import BundleError, DiskFullError, SignatureError
 
@@ -113,6 +114,15 @@ def test_a_damaged_cache_is_unpacked_again(bundle: Path, home: Path, tmp_path: P
     assert sorted(each.name for each in again.folder.iterdir()) == sorted(
         {entry.path.split("/")[0] for entry in again.manifest.files} | {"bundle.json"}
     )
+
+
+def test_another_sound_bundle_in_its_place_is_not_taken_for_it(bundle: Path, home: Path, tmp_path: Path) -> None:
+    values, files = take_apart(bundle)
+    (tmp_path / "other.edge").write_bytes(put_together({**values, "version": "6.6.6"}, files))
+    here, other = open_bundle(bundle, home), open_bundle(tmp_path / "other.edge", home)
+    shutil.rmtree(here.folder)
+    other.folder.rename(here.folder)
+    assert Manifest.from_bytes((open_bundle(bundle, home).folder / "bundle.json").read_bytes()) == here.manifest
 
 
 @pytest.mark.parametrize(
