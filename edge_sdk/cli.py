@@ -43,6 +43,7 @@ COMMANDS = {
     "convert": ("commands.convert", "a Hugging Face folder to a GGUF file, or back"),
     "prune-vocabulary": ("commands.convert", "write a GGUF model with only the tokens that your texts need"),
     "quantize": ("commands.quantize", "write a smaller file of the same model"),
+    "tune": ("commands.tune", "find the form of a model that is fastest on this device and keeps its behaviour"),
     "bench engine": ("commands.measure", "measure prefill and decode beside a bare loop and llama_cpp.Llama"),
     "bench search": ("commands.measure", "measure vector search beside numpy, faiss, usearch and sqlite-vec"),
     "bench ingest": ("commands.measure", "measure the encoder and whole documents beside onnxruntime"),

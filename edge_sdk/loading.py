@@ -112,15 +112,20 @@ def load_engine(settings: Settings) -> tuple[Engine, Reading]:
         template = next((path.read_text("utf-8") for path in bundle.paths("template")), None)
     if model.format == "gguf":
         from .engines.engine_gguf import GgufEngine
+        from .engines.profile import Profile, find_profile
 
+        # What is in a bundle was calibrated as it is.
+        tuned = find_profile(settings.home, model.path) if part is None else None
+        profile = tuned or Profile(model.name, 0)
         return (
             GgufEngine.open(
-                model.path,
+                Path(profile.file) if profile.file else model.path,
                 name=model.name,
                 context=context,
-                threads=settings.threads,
-                sha256=model.sha256,
+                threads=settings.threads or profile.threads,
+                sha256=profile.sha256 or model.sha256,
                 template=template,
+                tuning=profile.tuning,
             ),
             reading,
         )

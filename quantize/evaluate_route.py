@@ -303,6 +303,8 @@ def _routing(scores: Sequence[float], right: Sequence[bool], remote: Sequence[bo
         "always_remote": fmean(far),
         "gain_captured": gain.value,
         "gain_captured_interval": [gain.low, gain.high],
+        # A remote that is wrong too is wasted, and what is known of the local answer does not tell.
+        "gain_if_local_were_known": gain_captured(local, local, far),
         "curve": [{"remote_share": each.remote_share, "quality": each.quality} for each in wanted],
         "oracle": [
             {"remote_share": each.remote_share, "quality": each.quality}

@@ -53,7 +53,7 @@ def test_contenders_see_the_same_tokens(tiny: Path) -> None:
     text = "river stone winter"
     counts = set()
     for contender in CONTENDERS:
-        worker = bench._Worker(contender, tiny, 1, 256)
+        worker = bench.Worker(contender, tiny, 1, 256)
         counts.add(worker.count(text))
         worker.stop()
     assert len(counts) == 1
@@ -65,7 +65,7 @@ def test_a_worker_that_fails_is_an_error_with_its_last_words(tmp_path: Path) -> 
 
 
 def test_prompts_come_close_to_the_wanted_length_and_differ() -> None:
-    prompts = {bench._prompt(lambda text: len(text.split()) * 2, 101, seed) for seed in range(5)}
+    prompts = {bench.made_prompt(lambda text: len(text.split()) * 2, 101, seed) for seed in range(5)}
     assert len(prompts) == 5
     assert {len(prompt.split()) for prompt in prompts} == {50}
 

@@ -37,7 +37,7 @@ PARTS = {
     "model_files": "gguf_header | transformers_config | tokenizer | onnx_session onnx_graph",
     "fallback": "sse completions exchange endpoint remote breaker budget ledger caller outbox"
     " | english rewording agreement learned_table learned",
-    "engines": "engine sampling json_schema gbnf template_sandbox chat_template native_thread llama engine_gguf"
+    "engines": "engine sampling json_schema gbnf template_sandbox chat_template native_thread profile llama engine_gguf"
     " engine_onnx",
     "encoders": "embed bert_graph bert static_encoder encoders",
     "hub": "catalog partial archive download models",
@@ -48,7 +48,7 @@ PARTS = {
     "privacy": "checksums patterns views detectors presidio pseudonyms gate canaries",
     "bench": "engine | ingest | search text retrieve",
     "commands": "options answers bundle convert distill export documents fallback learned measure eval_models"
-    " models privacy quantize_onnx quantize route",
+    " models privacy quantize_onnx quantize tune route",
 }
 
 # Every third-party package and the modules that may import it. Small and everywhere: numpy.
@@ -63,7 +63,7 @@ OWNERS = {
     "httpx": "fallback.exchange fallback.remote hub.download",
     "jinja2": "engines.template_sandbox",
     "llama_cpp": "engines.llama engines.engine_gguf bench.engine quantize.*",
-    "matplotlib": "quantize.plot_route",
+    "matplotlib": "quantize.plot_route quantize.plot_front",
     "markdown_it": "documents.parse_markdown",
     "numpy": "* kernels.* quantize.*",
     "onnx": "quantize.onnx_models.*",
@@ -92,6 +92,7 @@ IMPORTS_BY_NAME = (
     "edge_sdk.commands.quantize",
     "edge_sdk.commands.quantize_onnx",
     "edge_sdk.commands.route",
+    "edge_sdk.commands.tune",
     "edge_sdk.doctor",
     "edge_sdk.documents.python_worker",
 )

@@ -1,4 +1,4 @@
-"""GGUF files written again with other tensors: what is not meant to change does not, and nothing is left half done."""
+"""GGUF files written again with other tensors: what is not meant to change does not; nothing is left half done."""
 
 from __future__ import annotations
 

@@ -13,6 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from importlib.metadata import version
 from importlib.util import find_spec
 from os import environ, pathsep
@@ -72,10 +73,10 @@ def bench_engine(
         workers = {}
         try:
             for contender in CONTENDERS:
-                workers[contender] = _Worker(contender, path, threads, context)
+                workers[contender] = Worker(contender, path, threads, context)
             for number in range(repeats + 1):
                 wanted, tokens = (prompt_tokens, decode_tokens) if number else _WARM_UP
-                prompt = _prompt(workers["bare"].count, wanted, number)
+                prompt = made_prompt(workers["bare"].count, wanted, number)
                 measured = {}
                 order = CONTENDERS[number % 3 :] + CONTENDERS[: number % 3]
                 for contender in order:
@@ -108,7 +109,7 @@ def bench_engine(
     }
 
 
-def _prompt(count: Callable[[str], int], tokens: int, seed: int) -> str:
+def made_prompt(count: Callable[[str], int], tokens: int, seed: int) -> str:
     """Words that come to at most `tokens` tokens, and nearly that."""
     pick = random.Random(seed)
     words = [pick.choice(_WORDS) for _ in range(tokens)]
@@ -139,16 +140,21 @@ def _machine() -> dict[str, Any]:
 # --- processes --------------------------------------------------------------------------------------
 
 
-class _Worker:
+class Worker:
     """A contender in a process of its own, asked by lines of JSON."""
 
-    def __init__(self, contender: str, path: Path, threads: int, context: int) -> None:
+    def __init__(
+        self, contender: str, path: Path, threads: int, context: int, tuning: Mapping[str, object] | None = None
+    ) -> None:
         self._name = contender
         self._complaints: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 (closed by `stop`)
         environment = {**environ, "PYTHONPATH": pathsep.join([str(Path(__file__).parents[2]), *sys.path])}
         environment.pop("GOMP_SPINCOUNT", None)  # `llama.library` may have set it here; the others do without
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "edge_sdk.bench.engine", contender, str(path), str(threads), str(context)],
+            [
+                *(sys.executable, "-m", "edge_sdk.bench.engine", contender, str(path), str(threads), str(context)),
+                json.dumps(dict(tuning or {})),  # only our engine's
+            ],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._complaints,
@@ -193,10 +199,11 @@ class _Worker:
         return reply
 
 
-def _serve(contender: str, path: Path, threads: int, context: int) -> None:
+def _serve(contender: str, path: Path, threads: int, context: int, tuning: Mapping[str, Any]) -> None:
     """The loop of a worker's process."""
     answers, sys.stdout = sys.stdout, sys.stderr  # whatever a library prints must not get between the answers
-    make: dict[str, Callable[[Path, int, int], Turn]] = {"edge": _Edge, "bare": _Bare, "llama_class": _LlamaClass}
+    make: dict[str, Callable[[Path, int, int], Turn]] = {"bare": _Bare, "llama_class": _LlamaClass}
+    make["edge"] = partial(_Edge, tuning=tuning)
     turn = make[contender](path, threads, context)
     for line in sys.stdin:
         question = json.loads(line)
@@ -243,10 +250,11 @@ class _Clock:
 class _Edge:
     """Our engine as an app uses it: text, and figures for every token."""
 
-    def __init__(self, path: Path, threads: int, context: int) -> None:
+    def __init__(self, path: Path, threads: int, context: int, tuning: Mapping[str, Any]) -> None:
         from ..engines.engine_gguf import GgufEngine
+        from ..engines.profile import Tuning
 
-        self._engine = GgufEngine.open(path, threads=threads, context=context)
+        self._engine = GgufEngine.open(path, threads=threads, context=context, tuning=Tuning(**tuning))
         self.count = self._engine.count
 
     def run(self, prompt: str, tokens: int) -> tuple[float, float, int]:
@@ -338,4 +346,4 @@ def _untyped(value: Any) -> Any:
 
 
 if __name__ == "__main__":
-    _serve(sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4]))
+    _serve(sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4]), json.loads(sys.argv[5]))

@@ -12,7 +12,7 @@ import click
 
 from ..config import Settings
 from ..device import describe
-from ..errors import ConfigError
+from ..errors import CalibrationError, ConfigError
 from .options import cancel_on_interrupt, console, options, print_json, progress_bar
 
 
@@ -118,7 +118,7 @@ def eval_route_command(
         result = {"model": model, "data": data.name, **report("contains")}
         try:
             result["by_f1"] = report("f1")
-        except ConfigError as error:  # few answers of a talkative model are right by this label
+        except (CalibrationError, ConfigError) as error:  # few answers of a talkative model are right by this label
             result["by_f1"] = {"too_few": str(error)}
     if not as_json:
         _show_route(result)

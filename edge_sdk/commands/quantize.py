@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -9,8 +10,9 @@ from typing import Any
 import click
 
 from ..config import Settings
+from ..device import default_threads
 from ..errors import ConfigError
-from .options import console, options, print_json, progress_bar
+from .options import cancel_on_interrupt, console, options, print_json, progress_bar
 
 _DRY_RUN_TOKENS = 64  # enough to learn which tensors the matrix will name
 
@@ -19,6 +21,17 @@ _DRY_RUN_TOKENS = 64  # enough to learn which tensors the matrix will name
 @click.argument("source", metavar="MODEL", required=False)
 @click.argument("out", required=False, type=click.Path(path_type=Path))
 @click.option("--type", "type_name", metavar="TYPE", help="As llama.cpp calls it, such as Q4_K_M or IQ4_NL.")
+@click.option(
+    "--budget-mb", type=float, help="Instead of a type: the most megabytes; each tensor gets what it needs."
+)
+@click.option("--max-kld", type=float, help="Instead of a type: the most KL divergence; the smallest such file.")
+@click.option(
+    "--plan", type=click.Path(path_type=Path), help="Instead of a type: a plan made before, edited or not."
+)
+@click.option(
+    "--save-plan", type=click.Path(path_type=Path), help="Write the plan here, as JSON that can be edited."
+)
+@click.option("--method", default="auto", show_default=True, help="For ONNX: int8, int4, ...; auto measures them.")
 @click.option("--list-types", is_flag=True, help="List the types; with MODEL, what each would be for it.")
 @click.option(
     "--override", "overrides", multiple=True, metavar="REGEX=TYPE", help="Tensors with another type, several times."
@@ -41,6 +54,11 @@ def quantize_command(
     source: str | None,
     out: Path | None,
     type_name: str | None,
+    budget_mb: float | None,
+    max_kld: float | None,
+    plan: Path | None,
+    save_plan: Path | None,
+    method: str,
     list_types: bool,
     overrides: tuple[str, ...],
     imatrix: Path | None,
@@ -51,22 +69,44 @@ def quantize_command(
     force: bool,
     as_json: bool,
 ) -> None:
-    """Write MODEL, a catalog name or a .gguf file, to the file OUT in a type that takes fewer bits.
+    """Write MODEL, a catalog name or a file, to OUT with fewer bits: GGUF in a type, or ONNX by a method.
 
     Rows that do not divide into a type's blocks get another type; what got which is reported. A text that is
-    like what the model will read (--calibration-text) costs minutes and gains quality, most below 5 bits.
+    like what the model will read (--calibration-text) costs minutes and gains quality, most below 5 bits. With
+    --budget-mb or --max-kld every tensor gets the type that it needs: what each costs is measured on that text.
     """
     if list_types:
         _list_types(settings, source, as_json)
         return
-    if source is None or out is None or type_name is None:
-        raise click.UsageError("give MODEL, OUT and --type, or --list-types")
+    wanted = [type_name, budget_mb, max_kld, plan]
+    if source is None or out is None:
+        raise click.UsageError("give MODEL and OUT, or --list-types")
+    if _is_onnx(settings, source):
+        from .quantize_onnx import quantize_onnx
+
+        if out.exists() and not force:
+            raise ConfigError(f"{out} exists", hint="name another folder")
+        text = texts[0] if texts else None
+        quantize_onnx(settings, source, out, method=method, text=text, as_json=as_json)
+        return
+    if sum(each is not None for each in wanted) != 1:
+        raise click.UsageError("give one of --type, --budget-mb, --max-kld and --plan")
     if imatrix and texts:
         raise click.UsageError("give --imatrix or --calibration-text, not both")
     if save_imatrix and not texts:
         raise click.UsageError("--save-imatrix needs --calibration-text")
     quantizer = import_module("quantize.gguf_models.quantizer")  # the toolchain: loaded by name only
     model = _gguf_path(source, settings)
+    if type_name is None:
+        quantizer.check_out(model, out, overwrite=force)
+        found = _planned(settings, model, out, texts, imatrix, budget_mb, max_kld, plan, calibration_tokens)
+        if save_plan:
+            found.plan.save(save_plan)
+        if as_json:
+            print_json({"command": "edge quantize", "source": model, "out": out, **found.facts()})
+        else:
+            _show_planned(model, found)
+        return
     pairs = [_pair(each) for each in overrides]
     for path in (out, save_imatrix):
         if path and not dry_run:
@@ -106,6 +146,63 @@ def _gguf_path(source: str, settings: Settings) -> Path:
     return model.path
 
 
+def _is_onnx(settings: Settings, source: str) -> bool:
+    from ..hub.models import resolve
+
+    return resolve(source, settings).format == "onnx"
+
+
+def _planned(
+    settings: Settings,
+    model: Path,
+    out: Path,
+    texts: tuple[Path, ...],
+    imatrix: Path | None,
+    budget_mb: float | None,
+    max_kld: float | None,
+    plan: Path | None,
+    tokens: int,
+) -> Any:
+    planned = import_module("quantize.gguf_models.planned")
+    threads = settings.threads or default_threads()
+    if plan is not None:
+        read = import_module("quantize.gguf_models.allocation").Plan.load(plan)
+        importance = _importance(model, imatrix, texts, tokens, threads, products=read.rounded)
+        with progress_bar("quantizing") as bar:
+            return planned.quantize_by_plan(model, out, read, importance=importance, threads=threads, progress=bar)
+    if not texts:
+        raise ConfigError("what each tensor needs is measured on a text", hint="give --calibration-text")
+    found = import_module("quantize.gguf_models.importance").read_texts(texts, [])
+    with cancel_on_interrupt() as cancel, progress_bar("measuring") as bar:
+        return planned.quantize_to_bound(
+            model,
+            out,
+            found,
+            name=", ".join(path.name for path in texts),
+            budget=None if budget_mb is None else int(budget_mb * 1e6),
+            most_divergence=max_kld,
+            threads=threads,
+            progress=bar,
+            cancel=cancel,
+        )
+
+
+def _show_planned(model: Path, found: Any) -> None:
+    say = console().print
+    facts = found.facts()
+    say(f"{model.name}: {found.source_bytes / 1e6:,.1f} MB", markup=False)
+    say(f"{found.path}: {found.bytes / 1e6:,.1f} MB, {found.bits_per_weight:.2f} bits per weight", markup=False)
+    say("  " + ", ".join(f"{count} {name}" for name, count in sorted(facts["types"].items())), markup=False)
+    if found.plan.tied:
+        say("  the output matrix was the embeddings once more: it is left out")
+    if found.divergence is not None:
+        seen = found.divergence
+        say(
+            f"  KL divergence {seen.kld_mean:.4f}, top-1 agreement {seen.top1_agreement:.3f}, perplexity "
+            f"{seen.ppl_a:.2f} to {seen.ppl_b:.2f}, on text kept aside, from the source de-quantized"
+        )
+
+
 def _pair(override: str) -> tuple[str, str]:
     pattern, _, type_name = override.rpartition("=")
     if not pattern or not type_name:
@@ -114,7 +211,13 @@ def _pair(override: str) -> tuple[str, str]:
 
 
 def _importance(
-    model: Path, imatrix: Path | None, texts: tuple[Path, ...], max_tokens: int, threads: int | None
+    model: Path,
+    imatrix: Path | None,
+    texts: tuple[Path, ...],
+    max_tokens: int,
+    threads: int | None,
+    *,
+    products: Sequence[str] = (),
 ) -> Any:
     if imatrix:
         return import_module("quantize.gguf_models.importance_matrix").Importance.load(imatrix)
@@ -132,6 +235,7 @@ def _importance(
             source=", ".join(path.name for path in texts),  # no paths: it stands in the file that is given away
             max_tokens=max_tokens,
             threads=threads,
+            products=products,
             progress=bar,
         )
 

@@ -24,6 +24,7 @@ from ..records import FinishReason, GenerateOptions, GenerationResult, Message, 
 from .chat_template import ChatTemplate
 from .engine import Generation, TextStream, check_options, file_fingerprint
 from .llama import LlamaModel, Sampler, library
+from .profile import DEFAULT, Tuning
 
 _MAX_TEXT = 16 << 20  # bytes that `count` takes; llama.cpp counts in 32 bits and slows down on long texts
 
@@ -63,6 +64,7 @@ class GgufEngine:
         gpu_layers: int = 0,
         sha256: str | None = None,
         template: str | None = None,
+        tuning: Tuning = DEFAULT,
     ) -> Self:
         """Check the file's header, then load it; the weights are mapped, not read.
 
@@ -84,7 +86,7 @@ class GgufEngine:
         name = name or header.name or path.stem
         wanted = min(wanted, header.context_length or wanted)
         _check_memory(name, header, wanted)
-        model = LlamaModel(path, context=wanted, threads=threads, gpu_layers=gpu_layers)
+        model = LlamaModel(path, context=wanted, threads=threads, gpu_layers=gpu_layers, tuning=tuning)
         return cls(model, header, name, wanted, lambda: sha256 or file_fingerprint(path))
 
     @property

@@ -25,11 +25,11 @@ from ..records import GenerateOptions
 from .gbnf import check_grammar
 from .json_schema import checked_schema
 from .native_thread import NativeThread
+from .profile import DEFAULT, Tuning
 
 if TYPE_CHECKING:
     from kernels.logits import LogitsFigures
 
-BATCH = 512  # tokens of a prompt that are evaluated together
 _ABORTED = 2  # what llama_decode returns then
 _ERROR, _CONTINUED = 4, 5  # levels of ggml's log
 _SPECIAL = 1 << 0 | 1 << 3  # LLAMA_TOKEN_ATTR_UNKNOWN and _CONTROL: what is parsed as a special token
@@ -76,7 +76,16 @@ def library() -> Any:
 class LlamaModel:
     """A model, one context of it, and `seen`, the tokens whose keys and values that context holds."""
 
-    def __init__(self, path: Path, *, context: int, threads: int, gpu_layers: int, observer: Any = None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        context: int,
+        threads: int,
+        gpu_layers: int,
+        tuning: Tuning = DEFAULT,
+        observer: Any = None,
+    ) -> None:
         """Load `path`, whose header has been checked. Raises `EngineError` with llama.cpp's own words.
 
         `observer`, a `ggml_backend_sched_eval_callback`, is asked about every operation; it must not raise.
@@ -89,7 +98,11 @@ class LlamaModel:
         if not model:
             raise EngineError(f"llama.cpp cannot load {path.name}: {_complaint()}")
         settings = lib.llama_context_default_params()
-        settings.n_ctx, settings.n_batch, settings.n_ubatch = context, min(BATCH, context), min(BATCH, context)
+        self._batch = min(tuning.batch, context)
+        settings.n_ctx, settings.n_batch, settings.n_ubatch = context, self._batch, self._batch
+        if tuning.flash_attention is not None:
+            settings.flash_attn_type = int(tuning.flash_attention)
+        settings.type_k = settings.type_v = getattr(lib, f"GGML_TYPE_{tuning.cache_type}")
         settings.n_threads = settings.n_threads_batch = threads
         if observer is not None:
             settings.cb_eval = self._observer = observer  # kept alive as long as the context
@@ -204,8 +217,8 @@ class LlamaModel:
         row = (ctypes.c_int32 * len(tokens))(*tokens)
         lib.llama_set_abort_callback(self._context, self._stop.callback, self._stop.address)
         try:
-            for start in range(0, len(tokens), BATCH):
-                count = min(BATCH, len(tokens) - start)
+            for start in range(0, len(tokens), self._batch):
+                count = min(self._batch, len(tokens) - start)
                 first = ctypes.cast(ctypes.byref(row, start * ctypes.sizeof(ctypes.c_int32)), lib.llama_token_p)
                 if self._stop.is_set() or not self._decode(lib.llama_batch(n_tokens=count, token=first)):
                     return False

@@ -28,9 +28,11 @@ class Choice:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Tensor names to types. `tied` drops the output matrix: the embeddings take its place."""
+    """Tensor names to types. Those `rounded` are rounded for their outputs, and `tied` drops the output matrix, for
+    which the embeddings stand in."""
 
     types: Mapping[str, str]
+    rounded: Sequence[str] = ()
     tied: bool = False
     expected_divergence: float | None = None
     expected_bytes: int | None = None

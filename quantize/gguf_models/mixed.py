@@ -2,15 +2,16 @@
 
 Two things are measured. How much a type changes a tensor's outputs, on a sample of its rows. And how much the
 model's answers change when the tensors of a group do, by writing a file in which only they are coarse. `allocation`
-makes a plan of the two; `build` writes it, rounding with `rounding` where the blocks allow it.
+makes a plan of the two; `build` writes it, with `rounding` for the groups where that was seen to be better.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import dataclass, field
+from functools import cached_property, partial
+from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from threading import Event
@@ -23,17 +24,18 @@ from edge_sdk.model_files.gguf_header import GgufHeader, TensorInfo
 
 from .allocation import Choice, Plan, allocate, sensitivities
 from .ggml import Bytes, Floats, dequantize_rows, quantize_rows, requires_importance, row_bytes
-from .importance import Importance
-from .rounding import GRIDS, output_error, round_rows
+from .importance_matrix import Importance
+from .rounding import GRIDS, Inputs, output_error, round_rows
 from .tensors import GgufModel, Update, tensor_bytes, write_gguf
 
 TYPES = ("Q2_K", "Q3_K", "IQ4_NL", "Q4_0", "Q4_1", "Q4_K", "Q5_0", "Q5_1", "Q5_K", "Q6_K", "Q8_0")
 """What a plan chooses among, as far as a type's blocks fill a tensor's rows; and the type that a tensor has."""
 OUTPUT, EMBEDDING = "output.weight", "token_embd.weight"
-_WIDEST = 4_096  # columns up to which correlations of inputs are used: the cost grows with the cube
+WIDEST = 4_096
+"""Columns up to which the correlations of a layer's inputs are used: the cost grows with the cube."""
 _DEPTHS = 3  # groups that the layers are cut into
 _ROWS = 48  # of a tensor, on which a type's error is measured
-_PROBES = ("Q3_K", "Q4_0")  # coarse enough to be seen above rounding; the first that fills a tensor's rows
+_PROBE = "Q4_0"  # coarse enough for its divergence to be seen, and fills any row
 _SAME = 0.02  # relative square difference up to which output matrix and embeddings are one matrix, quantized twice
 _BLOCK_NAME = re.compile(r"blk\.(\d+)\.(.+)\.weight")
 
@@ -44,6 +46,7 @@ class Source:
 
     model: GgufModel
     importance: Importance | None = None
+    _inputs: dict[int, Inputs] = field(default_factory=dict, repr=False)
 
     @cached_property
     def tensors(self) -> dict[str, TensorInfo]:
@@ -54,45 +57,51 @@ class Source:
             if len(tensor.shape) == 2 and tensor.name.endswith(".weight") and tensor.shape[0] % 32 == 0
         }
 
-    def products(self, name: str) -> Floats | None:
-        """Mean of x xᵀ over a matrix's inputs, where it is known and small enough to be of use."""
-        found = None if self.importance is None else self.importance.products.get(name)
-        return found if found is not None and len(found) <= _WIDEST else None
+    def inputs(self, name: str) -> Inputs | None:
+        """What a matrix's inputs are like, where it is known and small enough to be of use."""
+        products = None if self.importance is None else self.importance.products.get(name)
+        if products is None or len(products) > WIDEST:
+            return None
+        if id(products) not in self._inputs:  # several matrices share them
+            self._inputs[id(products)] = Inputs.of(products)
+        return self._inputs[id(products)]
 
     def squares(self, name: str) -> Floats | None:
-        """Mean of the square of each of a matrix's inputs."""
-        return None if self.importance is None else self.importance.squares.get(name)
+        """Mean of the square of each of a matrix's inputs; never nought, for ggml drops such blocks."""
+        return None if self.importance is None else self.importance.weights(name)
 
-    def encode(self, name: str, type: str, rows: slice = slice(None)) -> Bytes:
-        """A tensor's rows as blocks of `type`; copied where it has that type."""
+    def encode(self, name: str, type: str, *, rounded: bool = False, rows: slice = slice(None)) -> Bytes:
+        """A tensor's rows as blocks of `type`; copied where it has that type.
+
+        `rounded` rounds for the outputs where that can be done. Otherwise ggml rounds.
+        """
         tensor = self.model.tensors[name]
         if type == tensor.type:
             return self.model.raw(name)[rows]
         weights = dequantize_rows(self.model.raw(name)[rows], tensor.type, tensor.shape[0])
-        products = self.products(name)
-        if products is not None and type in GRIDS:
-            return round_rows(weights, type, products).blocks()
+        inputs = self.inputs(name) if rounded and type in GRIDS else None
+        if inputs is not None:
+            return round_rows(weights, type, inputs).blocks()
         return quantize_rows(weights, type, self.squares(name))
 
-    def error(self, name: str, type: str) -> float:
+    def error(self, name: str, type: str, *, rounded: bool = False) -> float:
         """Share of a matrix's output power that the change to `type` amounts to, on some of its rows."""
         tensor = self.model.tensors[name]
         if type == tensor.type:
             return 0.0
-        step = max(1, tensor.shape[1] // _ROWS)
-        rows = slice(0, tensor.shape[1], step)
+        rows = slice(0, tensor.shape[1], max(1, tensor.shape[1] // _ROWS))
         weights = dequantize_rows(self.model.raw(name)[rows], tensor.type, tensor.shape[0])
-        changed = dequantize_rows(self.encode(name, type, rows), type, tensor.shape[0])
-        products = self.products(name)
-        if products is not None:
-            return output_error(weights - changed, products) / (output_error(weights, products) or 1.0)
+        blocks = self.encode(name, type, rounded=rounded, rows=rows)
+        change = weights - dequantize_rows(blocks, type, tensor.shape[0])
+        inputs = self.inputs(name)
+        if inputs is not None:
+            return output_error(change, inputs.products) / (output_error(weights, inputs.products) or 1.0)
         squares = self.squares(name)
         weigh = np.ones(tensor.shape[0], np.float32) if squares is None else squares
-        power = float((np.square(weights) * weigh).sum()) or 1.0
-        return float((np.square(weights - changed) * weigh).sum()) / power
+        return float((np.square(change) * weigh).sum() / ((np.square(weights) * weigh).sum() or 1.0))
 
-    def types(self, name: str, allowed: Iterable[str]) -> list[str]:
-        """Of the types allowed, those that can be made of a matrix; its own is always among them."""
+    def types(self, name: str, allowed: Iterable[str], *, own: bool = True) -> list[str]:
+        """Of the types allowed, those that can be made of a matrix; its own too, where wanted or the only one."""
         tensor = self.model.tensors[name]
         known = self.squares(name) is not None
         found = [
@@ -100,7 +109,7 @@ class Source:
             for type in dict.fromkeys(allowed)
             if row_bytes(type, tensor.shape[0]) is not None and (known or not requires_importance(type))
         ]
-        return list(dict.fromkeys([*found, tensor.type]))
+        return list(dict.fromkeys([*found, tensor.type])) if own or not found else found
 
     def is_doubled(self) -> bool:
         """Whether output matrix and embeddings are the same weights, quantized twice."""
@@ -121,6 +130,7 @@ class Costs:
     """For each matrix what each type would cost, and whether the output matrix also serves for embeddings."""
 
     choices: Mapping[str, Sequence[Choice]]
+    rounded: frozenset[str]  # matrices that are best rounded for their outputs
     tied: bool
     fixed: int  # bytes of the file that no choice changes
 
@@ -130,45 +140,58 @@ def measure_costs(
     divergence: Callable[[Path], float],
     *,
     types: Sequence[str] = TYPES,
+    own_types: bool = True,
     threads: int = 1,
     folder: Path | None = None,
     progress: Update = lambda done, total, detail: None,
     cancel: Event | None = None,
 ) -> Costs:
-    """What each type costs each matrix. `divergence` measures a candidate file against the source.
+    """What each of `types` costs each matrix, and with `own_types` that which it has.
 
-    For every group of matrices (a kind of layer in a third of the depth) one file is written to `folder` in
-    which they alone are coarse. Raises `KeyboardInterrupt` when cancelled.
+    `divergence` measures a candidate file against the source.
+
+    For every group of matrices (a kind of layer in a third of the depth) a file is written to `folder` in
+    which they alone are coarse, rounded by ggml, and another, rounded for their outputs: what is better for the
+    model's answers is not known before. Raises `KeyboardInterrupt` when cancelled.
     """
     tied = source.is_doubled()
     groups = _groups(source, tied)
-    probes: dict[str, str] = {}
-    added: dict[str, float] = {}
-    coarse = Source(source.model, source.importance and replace(source.importance, products={}))
+    total = 3 * len(groups)
+    added, rounded = dict[str, float](), set[str]()
     with TemporaryDirectory(dir=folder, prefix="edge-probe-") as scratch:
+        path = Path(scratch) / "probe.gguf"
         for number, (group, names) in enumerate(groups.items()):
-            progress(number, 2 * len(groups), f"probing {group}")
-            probe = {name: next(type for type in _PROBES if type in source.types(name, _PROBES)) for name in names}
-            probes |= probe
-            path = Path(scratch) / "probe.gguf"
-            write_gguf(source.model, path, probe, coarse.encode, threads=threads, cancel=cancel)
-            added[group] = divergence(path)
-    errors = {name: coarse.error(name, type) for name, type in probes.items()}
+            for way in (False, True):
+                if way and source.inputs(names[0]) is None:
+                    continue
+                progress(2 * number + way, total, f"probing {group}")
+                encode = partial(source.encode, rounded=way)
+                types_of = dict.fromkeys(names, _PROBE)
+                write_gguf(source.model, path, types_of, encode, threads=threads, cancel=cancel)
+                found = divergence(path)
+                if not way or found < added[group]:
+                    added[group] = found
+                    rounded |= set(names) if way else set()
+    errors = {name: source.error(name, _PROBE, rounded=name in rounded) for name in chain(*groups.values())}
     sensitivity = sensitivities(groups, errors, added)
     choices: dict[str, list[Choice]] = {}
-    for number, (group, names) in enumerate(groups.items(), len(groups)):
-        progress(number, 2 * len(groups), f"rounding {group}")
+    for number, (group, names) in enumerate(groups.items(), 2 * len(groups)):
+        progress(number, total, f"rounding {group}")
         for name in names:
             if cancel is not None and cancel.is_set():
                 raise KeyboardInterrupt
             choices[name] = [
-                Choice(type, tensor_bytes(source.tensors[name], type), sensitivity[name] * source.error(name, type))
-                for type in source.types(name, types)
+                Choice(
+                    type,
+                    tensor_bytes(source.tensors[name], type),
+                    sensitivity[name] * source.error(name, type, rounded=name in rounded),
+                )
+                for type in source.types(name, types, own=own_types)
             ]
     chosen = {*choices, EMBEDDING} if tied else set(choices)
     fixed = source.model.header.file_bytes - sum(source.model.tensors[name].bytes for name in chosen)
-    progress(1, 1, "")
-    return Costs(choices, tied, fixed)
+    progress(total, total, "")
+    return Costs(choices, frozenset(rounded), tied, fixed)
 
 
 def plan_for_budget(source: Source, costs: Costs, budget: int) -> Plan:
@@ -177,6 +200,7 @@ def plan_for_budget(source: Source, costs: Costs, budget: int) -> Plan:
     chosen = allocate(costs.choices, budget - costs.fixed - spare)
     return Plan(
         types={name: choice.type for name, choice in sorted(chosen.items())},
+        rounded=sorted(costs.rounded),
         tied=costs.tied,
         expected_divergence=sum(choice.divergence for choice in chosen.values()),
         expected_bytes=costs.fixed + sum(choice.bytes for choice in chosen.values()),
@@ -204,7 +228,8 @@ def build(
     unchanged = {name for name, type in types.items() if type == source.model.tensors[name].type}
 
     def encode(name: str, type: str) -> Bytes:
-        return source.encode(OUTPUT if plan.tied and name == EMBEDDING else name, type)
+        taken = OUTPUT if plan.tied and name == EMBEDDING else name
+        return source.encode(taken, type, rounded=taken in plan.rounded)
 
     return write_gguf(
         source.model,

@@ -89,17 +89,37 @@ class Rounded:
             parts.append(codes ^ np.uint8(128))  # from an offset of 128 to two's complement
         else:
             if self.grid.bits == 5:
-                parts.append(np.packbits((codes >> 4).astype(np.uint8), axis=2, bitorder="little"))
-            parts.append(codes[..., : BLOCK // 2] & 15 | (codes[..., BLOCK // 2 :] & 15) << 4)
+                parts.append(np.packbits(np.right_shift(codes, np.uint8(4)), axis=2, bitorder="little"))
+            low, high = codes[..., : BLOCK // 2] & np.uint8(15), codes[..., BLOCK // 2 :] << np.uint8(4)
+            parts.append(low | high)
         return np.ascontiguousarray(np.concatenate(parts, 2).reshape(rows, -1))
 
 
-def round_rows(weights: Floats, type: str, products: Floats, *, sweeps: int = SWEEPS) -> Rounded:
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """What a layer's inputs are like: the mean of x xᵀ, damped, and the upper factor of its inverse (UᵀU)."""
+
+    products: Floats
+    factor: Floats
+
+    @staticmethod
+    def of(products: Floats) -> Inputs:
+        """From the mean of x xᵀ [columns, columns]."""
+        damped = products.astype(np.float64)
+        damped = (damped + damped.T) / 2
+        mean = float(np.trace(damped)) / len(damped) or 1.0
+        damped[np.diag_indices_from(damped)] += DAMPING * mean
+        inverse = np.linalg.inv(damped)
+        factor = np.linalg.cholesky((inverse + inverse.T) / 2).T
+        return Inputs(damped.astype(np.float32), np.ascontiguousarray(factor, np.float32))
+
+
+def round_rows(weights: Floats, type: str, inputs: Inputs, *, sweeps: int = SWEEPS) -> Rounded:
     """Round `weights` [rows, columns] to blocks of `type` so that (w - q) P (w - q)ᵀ is small for each row.
 
-    `products` [columns, columns] is the mean of x xᵀ over the layer's inputs x. Columns must divide into blocks.
+    P is the mean of x xᵀ over the layer's inputs x. Columns must divide into blocks.
     """
-    grid, inputs = GRIDS[type], _Inputs.of(products)
+    grid = GRIDS[type]
     parts = [
         _round(np.ascontiguousarray(weights[start : start + _ROWS].T), grid, inputs, sweeps)
         for start in range(0, len(weights), _ROWS)
@@ -117,23 +137,7 @@ def output_error(difference: Floats, products: Floats) -> float:
     return float(np.einsum("rc,rc->", difference @ products, difference))
 
 
-@dataclass(frozen=True, slots=True)
-class _Inputs:
-    products: Floats  # damped
-    factor: Floats  # upper U with UᵀU the inverse
-
-    @staticmethod
-    def of(products: Floats) -> _Inputs:
-        damped = products.astype(np.float64)
-        damped = (damped + damped.T) / 2
-        mean = float(np.trace(damped)) / len(damped) or 1.0
-        damped[np.diag_indices_from(damped)] += DAMPING * mean
-        inverse = np.linalg.inv(damped)
-        factor = np.linalg.cholesky((inverse + inverse.T) / 2).T
-        return _Inputs(damped.astype(np.float32), np.ascontiguousarray(factor, np.float32))
-
-
-def _round(weights: Floats, grid: Grid, inputs: _Inputs, sweeps: int) -> Rounded:
+def _round(weights: Floats, grid: Grid, inputs: Inputs, sweeps: int) -> Rounded:
     """`weights` is [columns, rows]: a column's weights lie together."""
     columns, rows = weights.shape
     factor, left = inputs.factor, weights.copy()
