@@ -24,7 +24,7 @@ def edge_lines() -> list[str]:
 
 def options_of(name: str) -> set[str]:
     module = __import__(f"edge_sdk.{COMMANDS[name][0]}", fromlist=["x"])
-    command: click.Command = getattr(module, name.replace(" ", "_") + "_command")
+    command: click.Command = getattr(module, name.replace(" ", "_").replace("-", "_") + "_command")
     return {option for parameter in command.params for option in parameter.opts}
 
 
