@@ -8,13 +8,14 @@ makes a plan of the two; `build` writes it, with `rounding` for the groups where
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, partial
 from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from threading import Event
+from typing import Any
 
 import numpy as np
 
@@ -25,7 +26,7 @@ from edge_sdk.model_files.gguf_header import GgufHeader, TensorInfo
 from .allocation import Choice, Plan, allocate, sensitivities
 from .ggml import Bytes, Floats, dequantize_rows, quantize_rows, requires_importance, row_bytes
 from .importance_matrix import Importance
-from .rounding import GRIDS, Inputs, output_error, round_rows
+from .rounding import GRIDS, SWEEPS, Inputs, output_error, round_rows
 from .tensors import GgufModel, Update, tensor_bytes, write_gguf
 
 TYPES = ("Q2_K", "Q3_K", "IQ4_NL", "Q4_0", "Q4_1", "Q4_K", "Q5_0", "Q5_1", "Q5_K", "Q6_K", "Q8_0")
@@ -70,7 +71,9 @@ class Source:
         """Mean of the square of each of a matrix's inputs; never nought, for ggml drops such blocks."""
         return None if self.importance is None else self.importance.weights(name)
 
-    def encode(self, name: str, type: str, *, rounded: bool = False, rows: slice = slice(None)) -> Bytes:
+    def encode(
+        self, name: str, type: str, *, rounded: bool = False, rows: slice = slice(None), sweeps: int = SWEEPS
+    ) -> Bytes:
         """A tensor's rows as blocks of `type`; copied where it has that type.
 
         `rounded` rounds for the outputs where that can be done. Otherwise ggml rounds.
@@ -81,7 +84,7 @@ class Source:
         weights = dequantize_rows(self.model.raw(name)[rows], tensor.type, tensor.shape[0])
         inputs = self.inputs(name) if rounded and type in GRIDS else None
         if inputs is not None:
-            return round_rows(weights, type, inputs).blocks()
+            return round_rows(weights, type, inputs, sweeps=sweeps).blocks()
         return quantize_rows(weights, type, self.squares(name))
 
     def error(self, name: str, type: str, *, rounded: bool = False) -> float:
@@ -91,7 +94,7 @@ class Source:
             return 0.0
         rows = slice(0, tensor.shape[1], max(1, tensor.shape[1] // _ROWS))
         weights = dequantize_rows(self.model.raw(name)[rows], tensor.type, tensor.shape[0])
-        blocks = self.encode(name, type, rounded=rounded, rows=rows)
+        blocks = self.encode(name, type, rounded=rounded, rows=rows, sweeps=0)  # in proportion, it is enough
         change = weights - dequantize_rows(blocks, type, tensor.shape[0])
         inputs = self.inputs(name)
         if inputs is not None:
@@ -100,8 +103,8 @@ class Source:
         weigh = np.ones(tensor.shape[0], np.float32) if squares is None else squares
         return float((np.square(change) * weigh).sum() / ((np.square(weights) * weigh).sum() or 1.0))
 
-    def types(self, name: str, allowed: Iterable[str], *, own: bool = True) -> list[str]:
-        """Of the types allowed, those that can be made of a matrix; its own too, where wanted or the only one."""
+    def types(self, name: str, allowed: Iterable[str]) -> list[str]:
+        """Of the types allowed, those that can be made of a matrix; its own is always among them."""
         tensor = self.model.tensors[name]
         known = self.squares(name) is not None
         found = [
@@ -109,7 +112,7 @@ class Source:
             for type in dict.fromkeys(allowed)
             if row_bytes(type, tensor.shape[0]) is not None and (known or not requires_importance(type))
         ]
-        return list(dict.fromkeys([*found, tensor.type])) if own or not found else found
+        return list(dict.fromkeys([*found, tensor.type]))
 
     def is_doubled(self) -> bool:
         """Whether output matrix and embeddings are the same weights, quantized twice."""
@@ -134,19 +137,40 @@ class Costs:
     tied: bool
     fixed: int  # bytes of the file that no choice changes
 
+    def only(self, types: Collection[str]) -> Costs:
+        """The same costs with fewer types to choose among; a matrix that can have none of them keeps its own."""
+        choices = {
+            name: [choice for choice in options if choice.type in types] or [min(options, key=_divergence)]
+            for name, options in self.choices.items()
+        }
+        return replace(self, choices=choices)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, for `from_json`."""
+        return asdict(self) | {"rounded": sorted(self.rounded)}
+
+    @staticmethod
+    def from_json(found: Mapping[str, Any]) -> Costs:
+        """The reverse of `to_json`."""
+        choices = {name: [Choice(**each) for each in options] for name, options in found["choices"].items()}
+        return Costs(choices, frozenset(found["rounded"]), found["tied"], found["fixed"])
+
+
+def _divergence(choice: Choice) -> float:
+    return choice.divergence
+
 
 def measure_costs(
     source: Source,
     divergence: Callable[[Path], float],
     *,
     types: Sequence[str] = TYPES,
-    own_types: bool = True,
     threads: int = 1,
     folder: Path | None = None,
     progress: Update = lambda done, total, detail: None,
     cancel: Event | None = None,
 ) -> Costs:
-    """What each of `types` costs each matrix, and with `own_types` that which it has.
+    """What each of `types` costs each matrix, and that which it has.
 
     `divergence` measures a candidate file against the source.
 
@@ -186,7 +210,7 @@ def measure_costs(
                     tensor_bytes(source.tensors[name], type),
                     sensitivity[name] * source.error(name, type, rounded=name in rounded),
                 )
-                for type in source.types(name, types, own=own_types)
+                for type in source.types(name, types)
             ]
     chosen = {*choices, EMBEDDING} if tied else set(choices)
     fixed = source.model.header.file_bytes - sum(source.model.tensors[name].bytes for name in chosen)

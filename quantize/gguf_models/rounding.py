@@ -1,4 +1,4 @@
-"""Weights to 4, 5 and 8 bit blocks so that a layer's *outputs* change least, not its weights.
+"""Weights to blocks of 4 and 5 bits so that a layer's *outputs* change least, not its weights.
 
 Rounding to the nearest is best where inputs are independent of each other. They are not: what rounding one column
 adds to an output, the columns still to be rounded can take away again (GPTQ, Frantar et al., ICLR 2023). Then, with
@@ -25,7 +25,7 @@ DAMPING = (
 )
 SWEEPS = 2
 _ROWS = 8_192  # handled at once
-_FACTORS = np.linspace(0.55, 1.1, 18, dtype=np.float32)  # of the scale that just covers a block's largest weight
+_FACTORS = np.linspace(0.6, 1.1, 12, dtype=np.float32)  # of the scale that just covers a block's largest weight
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,10 +38,6 @@ class Grid:
     type: str
     levels: Floats
     shifted: bool = False
-
-    @property
-    def bits(self) -> int:
-        return int(len(self.levels) - 1).bit_length()
 
 
 def _steps(low: int, high: int) -> Floats:
@@ -58,10 +54,9 @@ GRIDS: Final[Mapping[str, Grid]] = {
         Grid("IQ4_NL", _IQ4_NL),
         Grid("Q5_0", _steps(-16, 15)),
         Grid("Q5_1", _steps(0, 31), shifted=True),
-        Grid("Q8_0", _steps(-128, 127)),
     )
 }
-"""Types whose blocks are 32 weights with one scale: those that can be rounded here."""
+"""Types that can be rounded here: blocks of 32 weights with one scale. With 8 bits there is nothing to gain."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,13 +80,10 @@ class Rounded:
         parts: list[NDArray[np.uint8]] = [_half_bytes(self.scales)]
         if self.grid.shifted:
             parts.append(_half_bytes(self.minima))
-        if self.grid.bits == 8:
-            parts.append(codes ^ np.uint8(128))  # from an offset of 128 to two's complement
-        else:
-            if self.grid.bits == 5:
-                parts.append(np.packbits(np.right_shift(codes, np.uint8(4)), axis=2, bitorder="little"))
-            low, high = codes[..., : BLOCK // 2] & np.uint8(15), codes[..., BLOCK // 2 :] << np.uint8(4)
-            parts.append(low | high)
+        if len(self.grid.levels) > 16:
+            parts.append(np.packbits(np.right_shift(codes, np.uint8(4)), axis=2, bitorder="little"))
+        low, high = codes[..., : BLOCK // 2] & np.uint8(15), codes[..., BLOCK // 2 :] << np.uint8(4)
+        parts.append(low | high)
         return np.ascontiguousarray(np.concatenate(parts, 2).reshape(rows, -1))
 
 
@@ -189,13 +181,13 @@ def _fit_block(part: Floats, grid: Grid, importance: Floats) -> tuple[Floats, Fl
     zero = np.zeros_like(scale)
     if grid.shifted:
         low, high = np.minimum(part.min(0), 0), part.max(0)
-        for below in _FACTORS[::3]:
-            for above in _FACTORS[::3]:
+        for below in _FACTORS[::2]:
+            for above in _FACTORS[::2]:
                 consider((high * above - low * below) / (len(grid.levels) - 1), low * below)
     else:
         extreme = np.take_along_axis(part, np.abs(part).argmax(0)[None], 0)[0]
         ends = (grid.levels[0], grid.levels[-1])
-        for factor in _FACTORS if grid.bits < 8 else _FACTORS[-4:]:
+        for factor in _FACTORS:
             for end in ends:
                 consider(extreme * factor / end, zero)
     levels = grid.levels[_nearest(part, scale, minimum, grid)]

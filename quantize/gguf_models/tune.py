@@ -93,7 +93,7 @@ class Tuner:
         rates = self._rates(files)
         fastest = max(rates[type]["prefill"] for type in uniform)
         fast = [type for type in uniform if rates[type]["prefill"] >= _FAST * fastest]
-        costs = self._costs(fast) if shares else None
+        costs = self._costs().only(fast) if shares else None
         for share in shares:
             files[f"mixed {share:g}"] = self._mixed(costs, share, fast)
         rates = self._rates(files)
@@ -124,17 +124,18 @@ class Tuner:
             made.save(path.with_suffix(".plan.json"))
         return path
 
-    def _costs(self, types: Sequence[str]) -> Costs:
-        return measure_costs(
-            self.source,
-            lambda path: self._bench.planning.compare(path, cancel=self._cancel).kld_mean,
-            types=types,
-            own_types=False,
-            threads=self.threads,
-            folder=self.folder,
-            progress=self._progress,
-            cancel=self._cancel,
-        )
+    def _costs(self) -> Costs:
+        def measure() -> dict[str, Any]:
+            return measure_costs(
+                self.source,
+                lambda path: self._bench.planning.compare(path, cancel=self._cancel).kld_mean,
+                threads=self.threads,
+                folder=self.folder,
+                progress=self._progress,
+                cancel=self._cancel,
+            ).to_json()
+
+        return Costs.from_json(self._measured("costs", measure))
 
     def _candidate(self, name: str, path: Path, rates: Mapping[str, Any]) -> Candidate:
         divergence = self._measured(f"divergence {path.name}", lambda: self._diverged(path))

@@ -27,6 +27,8 @@ from .tensors import GgufModel, Update, write_gguf
 
 TOKENS, POSITIONS, PLANNING = 8_192, 1_024, 512
 """Tokens to learn inputs from; positions at which a file is judged, and at which the many probes of a plan are."""
+LARGEST = 500_000_000
+"""Weights up to which inputs are correlated, so that rounding can keep outputs: beyond, that takes hours."""
 _LEARNED, _PLANNED = 0.6, 0.8  # of a text; the rest is for judging
 _LEAST_CHARACTERS = 20_000
 
@@ -60,7 +62,9 @@ class Workbench:
             )
         opened = GgufModel(model)
         learned, planned = (int(share * len(text)) for share in (_LEARNED, _PLANNED))
-        narrow = [name for name, each in Source(opened).tensors.items() if each.shape[0] <= WIDEST]
+        matrices = Source(opened).tensors
+        small = sum(prod(each.shape) for each in matrices.values()) <= LARGEST
+        narrow = [name for name, each in matrices.items() if small and each.shape[0] <= WIDEST]
         self.source = Source(
             opened,
             importance

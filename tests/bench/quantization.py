@@ -22,7 +22,7 @@ from edge_sdk.device import default_threads, describe
 from edge_sdk.engines.profile import Tuning
 from edge_sdk.hub.models import resolve
 from quantize.gguf_models.importance import read_texts
-from quantize.gguf_models.mixed import build, measure_costs, plan_for_budget
+from quantize.gguf_models.mixed import Costs, build, measure_costs, plan_for_budget
 from quantize.gguf_models.quantizer import quantize_file
 from quantize.gguf_models.tune import race
 from quantize.gguf_models.workbench import Workbench
@@ -73,10 +73,14 @@ def main() -> None:
             row(type, path)
         budgets = [float(each) for each in options.budgets_mb.split(",")]
         started = time.monotonic()
-        costs = measure_costs(
-            bench.source, lambda path: bench.planning.compare(path).kld_mean, threads=threads, folder=work,
-            progress=say,
-        )  # fmt: skip
+        kept = work / "costs.json"
+        if not kept.exists():
+            found = measure_costs(
+                bench.source, lambda path: bench.planning.compare(path).kld_mean, threads=threads, folder=work,
+                progress=say,
+            )  # fmt: skip
+            kept.write_text(json.dumps(found.to_json()))
+        costs = Costs.from_json(json.loads(kept.read_text()))
         planning = time.monotonic() - started
         for budget in budgets:
             plan = plan_for_budget(bench.source, costs, int(budget * 1e6))
