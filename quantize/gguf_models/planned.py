@@ -87,6 +87,7 @@ def quantize_to_bound(
     `texts`, from `name`, are cut in three: for the importance, for planning, for judging. Nothing is at `out`
     before the file is whole. Raises `ConfigError` naming what can be had where the bound cannot be met.
     """
+    out.absolute().parent.mkdir(parents=True, exist_ok=True)
     with Workbench(
         model, texts, name=name, importance=importance, threads=threads, folder=out.absolute().parent,
         progress=progress, cancel=cancel,
@@ -111,9 +112,9 @@ def _smallest_within(
 ) -> PlannedFile:
     """Plans that aim ever closer to the bound, by how far the last one's divergence was from what was expected."""
     best: PlannedFile | None = None
-    aim, closest = _MARGIN * bound, float("inf")
+    aim, met, closest = _MARGIN * bound, 0.0, float("inf")
     with temporary(out, bench.source.model.header.file_bytes) as partial:
-        for _ in range(_TRIES):
+        for left in reversed(range(_TRIES)):
             plan = _plan_within(bench.source, costs, aim)
             candidate = partial.with_suffix(".candidate")
             try:
@@ -125,11 +126,13 @@ def _smallest_within(
                     best = found
             finally:
                 candidate.unlink(missing_ok=True)
-            expected = plan.expected_divergence or 0.0
-            if 0.9 * bound <= measured <= bound or (expected == 0 and measured > bound):
+            if 0.9 * bound <= measured <= bound or aim == 0:
                 break
-            # What the arithmetic adds by itself does not shrink with the aim.
-            aim = max(0.0, aim + (_MARGIN * bound - measured))
+            ratio = _MARGIN * bound / (measured or bound)  # above 1: there is room for fewer bytes
+            if measured <= bound:
+                met, aim = aim, aim * min(ratio, 2)
+            else:
+                aim = met + (aim - met) * min(ratio, 0.8) if best or left > 1 else 0.0  # all that can be done
         if best is None:
             raise ConfigError(
                 f"a divergence of {bound:g} cannot be met: the closest has {closest:.4f}",
