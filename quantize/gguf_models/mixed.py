@@ -8,7 +8,7 @@ makes a plan of the two; `build` writes it, with `rounding` for the groups where
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, partial
 from itertools import chain
@@ -137,13 +137,13 @@ class Costs:
     tied: bool
     fixed: int  # bytes of the file that no choice changes
 
-    def only(self, types: Collection[str]) -> Costs:
-        """The same costs with fewer types to choose among; a matrix that can have none of them keeps its own."""
+    def priced(self, price: Callable[[str, str], int]) -> Costs:
+        """The same with something else than bytes to pay: `price` of a matrix in a type, a whole number."""
         choices = {
-            name: [choice for choice in options if choice.type in types] or [min(options, key=_divergence)]
+            name: [replace(choice, bytes=price(name, choice.type)) for choice in options]
             for name, options in self.choices.items()
         }
-        return replace(self, choices=choices)
+        return replace(self, choices=choices, fixed=0)
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, for `from_json`."""
@@ -154,10 +154,6 @@ class Costs:
         """The reverse of `to_json`."""
         choices = {name: [Choice(**each) for each in options] for name, options in found["choices"].items()}
         return Costs(choices, frozenset(found["rounded"]), found["tied"], found["fixed"])
-
-
-def _divergence(choice: Choice) -> float:
-    return choice.divergence
 
 
 def measure_costs(
@@ -221,13 +217,22 @@ def measure_costs(
 def plan_for_budget(source: Source, costs: Costs, budget: int) -> Plan:
     """A plan of at most `budget` bytes with little divergence. Raises `ConfigError` as `allocate` does."""
     spare = _PADDING * len(source.model.tensors)
-    chosen = allocate(costs.choices, budget - costs.fixed - spare)
+    return plan_of(source, costs, allocate(costs.choices, budget - costs.fixed - spare))
+
+
+def plan_of(source: Source, costs: Costs, chosen: Mapping[str, Choice]) -> Plan:
+    """The plan that gives every matrix the type that was chosen for it."""
     return Plan(
         types={name: choice.type for name, choice in sorted(chosen.items())},
         rounded=sorted(costs.rounded),
         tied=costs.tied,
         expected_divergence=sum(choice.divergence for choice in chosen.values()),
-        expected_bytes=costs.fixed + sum(choice.bytes for choice in chosen.values()),
+        expected_bytes=source.model.header.file_bytes
+        + sum(
+            tensor_bytes(source.tensors[name], choice.type) - source.tensors[name].bytes
+            for name, choice in chosen.items()
+        )
+        - (source.tensors[EMBEDDING].bytes if costs.tied else 0),
         source=hash_file(source.model.path),
     )
 

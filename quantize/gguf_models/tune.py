@@ -10,7 +10,8 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
+from math import prod
 from pathlib import Path
 from statistics import median
 from threading import Event
@@ -22,19 +23,19 @@ from edge_sdk.engines.profile import Profile, Tuning
 from edge_sdk.errors import ConfigError
 from edge_sdk.hub.partial import hash_file
 
-from .allocation import Plan
-from .mixed import Costs, Source, build, measure_costs, plan_for_budget
+from .allocation import Plan, allocate, smallest
+from .mixed import EMBEDDING, OUTPUT, Costs, Source, build, measure_costs, plan_of
 from .tensors import Update
 from .workbench import Workbench
 
 UNIFORM = ("Q8_0", "Q5_0", "IQ4_NL", "Q4_0")
 """Types that whole files are made of."""
-SHARES = (1.0, 1.08, 1.15, 1.3)
-"""Bytes of mixed files, as shares of the model's own; their tensors choose among the types that are fast here."""
+SPEEDS = (1.6, 2.0, 2.3, 2.6)
+"""How many times as fast as with the model's own file a question should be with the mixed files."""
+Prices = Callable[[str, str], int]
 OWN = "as published"
 _PROMPT, _ANSWER, _CONTEXT = 600, 64, 1024
 _WARM_UP = (16, 4)
-_FAST = 0.7  # of the fastest uniform type's prefill: slower types are left out of mixed files
 _GAIN = 1.03  # a setting that gains less is left as it is: such differences come and go
 
 
@@ -87,15 +88,14 @@ class Tuner:
 
     # --- files ------------------------------------------------------------------------------------------
 
-    def candidates(self, uniform: Sequence[str] = UNIFORM, shares: Sequence[float] = SHARES) -> list[Candidate]:
-        """Make and measure all files, the model's own first."""
+    def candidates(self, uniform: Sequence[str] = UNIFORM, speeds: Sequence[float] = SPEEDS) -> list[Candidate]:
+        """Make and measure all files, the model's own first. Speeds that no mixture reaches are left out."""
         files = self._files = {OWN: self.source.model.path} | {type: self._uniform(type) for type in uniform}
-        rates = self._rates(files)
-        fastest = max(rates[type]["prefill"] for type in uniform)
-        fast = [type for type in uniform if rates[type]["prefill"] >= _FAST * fastest]
-        costs = self._costs().only(fast) if shares else None
-        for share in shares:
-            files[f"mixed {share:g}"] = self._mixed(costs, share, fast)
+        if speeds:
+            prices = self._prices(uniform, self._rates(files))
+            for speed in speeds:
+                if (plan := self._plan_for(speed, uniform, prices)) is not None:
+                    files[f"mixed {speed:g}"] = self._file(f"mixed-{speed:g}-{'-'.join(uniform)}", plan)
         rates = self._rates(files)
         return [self._candidate(name, path, rates[name]) for name, path in files.items()]
 
@@ -107,21 +107,49 @@ class Tuner:
         """All matrices in one type, but the embeddings in 8 bits at least: they are read, not multiplied."""
         names = self.source.tensors
         types = {name: "Q8_0" if name in ("token_embd.weight", "output.weight") else type for name in names}
-        return self._file(type, lambda: Plan(types))
+        return self._file(type, Plan(types))
 
-    def _mixed(self, costs: Costs | None, share: float, fast: Sequence[str]) -> Path:
-        def plan() -> Plan:
-            assert costs is not None
-            return plan_for_budget(self.source, costs, int(share * self.source.model.header.file_bytes))
+    def _prices(self, uniform: Sequence[str], rates: Mapping[str, Mapping[str, float]]) -> Prices:
+        """Nanoseconds that a weight takes in a typical question, by type, as uniform files have shown.
 
-        return self._file(f"mixed-{share:g}-{'-'.join(sorted(fast))}", plan)
+        A prefill wants the output of its last token only, so the output matrix counts for decoding alone.
+        """
+        blocks = sum(prod(each.shape) for name, each in self.source.tensors.items() if name.startswith("blk."))
+        every = blocks + max(
+            (prod(each.shape) for name, each in self.source.tensors.items() if name in (OUTPUT, EMBEDDING)),
+            default=0,
+        )
+        prefill, decode = (
+            {type: 1e9 * tokens / (rates[type][rate] * weights) for type in (OWN, *uniform)}
+            for rate, tokens, weights in (("prefill", _PROMPT, blocks), ("decode", _ANSWER, every))
+        )
 
-    def _file(self, name: str, plan: Callable[[], Plan]) -> Path:
+        def price(name: str, type: str) -> int:
+            kind = type if type in uniform else OWN
+            each = decode[kind] + (prefill[kind] if name.startswith("blk.") else 0.0)
+            return round(prod(self.source.tensors[name].shape) * each)
+
+        return price
+
+    def _plan_for(self, speed: float, uniform: Sequence[str], price: Prices) -> Plan | None:
+        """The plan with the least divergence for a question `speed` times as fast as with the model's own file."""
+        costs = self._costs()
+        own = {name: self.source.tensors[name].type for name in costs.choices}
+        budget = sum(price(name, type) for name, type in own.items()) / speed
+        allowed = {
+            name: [choice for choice in options if choice.type in (*uniform, own[name])]
+            for name, options in costs.choices.items()
+        }
+        priced = replace(costs, choices=allowed).priced(price)
+        if smallest(priced.choices) > budget:
+            return None
+        return plan_of(self.source, costs, allocate(priced.choices, int(budget)))
+
+    def _file(self, name: str, plan: Plan) -> Path:
         path = self.folder / f"{name}.gguf"
         if not path.exists():
-            made = plan()
-            build(self.source, made, path, threads=self.threads, progress=self._progress, cancel=self._cancel)
-            made.save(path.with_suffix(".plan.json"))
+            build(self.source, plan, path, threads=self.threads, progress=self._progress, cancel=self._cancel)
+            plan.save(path.with_suffix(".plan.json"))
         return path
 
     def _costs(self) -> Costs:
