@@ -37,8 +37,8 @@ PARTS = {
     "model_files": "gguf_header | transformers_config | tokenizer | onnx_session onnx_graph",
     "fallback": "sse completions exchange endpoint remote breaker budget ledger caller outbox"
     " | english rewording agreement learned_table learned",
-    "engines": "engine sampling json_schema gbnf template_sandbox chat_template native_thread profile llama engine_gguf"
-    " engine_onnx",
+    "engines": "engine sampling json_schema gbnf template_sandbox chat_template native_thread profile llama"
+    " engine_gguf engine_onnx",
     "encoders": "embed bert_graph bert static_encoder encoders",
     "hub": "catalog partial archive download models",
     "storage": "vectors database segments version_3 schema vector_reader decisions store",

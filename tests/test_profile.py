@@ -42,8 +42,11 @@ def test_it_belongs_to_its_file_and_processor(model: Path, tmp_path: Path) -> No
     assert find_profile(tmp_path, model) is None
 
 
-@pytest.mark.parametrize("content", ["", "{}", '{"format": "edge-profile-1"}', "[1]",
-                                     '{"format": "edge-profile-1", "model": "m", "bytes": 1, "tuning": {"batch": 0}}'])  # fmt: skip
+@pytest.mark.parametrize(
+    "content",
+    ["", "{}", "[1]", '{"format": "edge-profile-1"}',
+     '{"format": "edge-profile-1", "model": "m", "bytes": 1, "tuning": {"batch": 0}}'],
+)  # fmt: skip
 def test_what_is_no_profile_is_said(model: Path, tmp_path: Path, content: str) -> None:
     path = profile_path(tmp_path, "tiny", model.stat().st_size)
     path.parent.mkdir()

@@ -46,6 +46,9 @@ def _steps(low: int, high: int) -> Floats:
 
 _IQ4_NL = np.array([-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113], np.float32)
 
+# Its levels are whole numbers, so halves decide; a table is several times faster than a search.
+_IQ4_NL_CODES = np.searchsorted((_IQ4_NL[1:] + _IQ4_NL[:-1]) / 2, np.arange(-256, 227) / 2).astype(np.uint8)
+
 GRIDS: Final[Mapping[str, Grid]] = {
     grid.type: grid
     for grid in (
@@ -157,7 +160,7 @@ def _nearest(weights: Floats, scale: Floats, minimum: Floats, grid: Grid) -> Cod
     with np.errstate(divide="ignore", invalid="ignore"):
         steps = np.where(scale == 0, 0, (weights - minimum) / scale).astype(np.float32)
     if grid.type == "IQ4_NL":
-        return np.searchsorted((grid.levels[1:] + grid.levels[:-1]) / 2, steps).astype(np.uint8)
+        return _IQ4_NL_CODES[np.clip(np.rint(2 * steps), -256, 226).astype(np.int16) + 256]
     codes: Codes = np.clip(np.rint(steps) - grid.levels[0], 0, len(grid.levels) - 1).astype(np.uint8)
     return codes
 
