@@ -368,7 +368,8 @@ def test_the_command_prints_what_was_measured(
     assert "of the bytes, cosine 1.0000" in shown
     command.quantize_onnx(settings, str(encoder), tmp_path / "two", method="int8", floor=0.9, as_json=True)
     document = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert (document["command"], document["method"], document["floor"]) == ("edge quantize", "int8", 0.9)
+    assert document["command"].startswith("edge quantize")
+    assert (document["method"], document["floor"]) == ("int8", 0.9)
 
 
 def _sha256(path: Path) -> str:

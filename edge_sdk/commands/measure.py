@@ -262,7 +262,7 @@ def bench_retrieve_command(settings: Settings, passages: int, questions: int, as
 
 def stamped(name: str, result: Mapping[str, Any]) -> dict[str, Any]:
     """The result with what was asked, without the paths of this machine, where and when."""
-    words = [Path(word).name if "/" in word else word for word in sys.argv[3:]]
+    words = [Path(word).name if "/" in word else word for word in sys.argv[1 + len(name.split()) :]]
     stamp = {"command": f"edge {name} {' '.join(words)}".strip(), "date": time.strftime("%Y-%m-%d")}
     return {**stamp, "machine": describe(), **result}
 

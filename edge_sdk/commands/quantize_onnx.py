@@ -8,6 +8,7 @@ from typing import Any
 
 from ..config import Settings
 from ..hub.models import resolve
+from .measure import stamped
 from .options import console, print_json, progress_bar
 
 
@@ -44,7 +45,7 @@ def quantize_onnx(
             progress=bar,
         )
     if as_json:
-        print_json({"command": "edge quantize", **result})
+        print_json(stamped("quantize", result))
     else:
         _show(out, result)
     return result

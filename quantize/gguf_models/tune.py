@@ -30,7 +30,7 @@ from .workbench import Workbench
 
 UNIFORM = ("Q8_0", "Q5_0", "IQ4_NL", "Q4_0")
 """Types that whole files are made of."""
-SPEEDS = (1.6, 2.0, 2.3, 2.6)
+SPEEDS = (1.5, 1.6, 1.8, 2.0)
 """How many times as fast as with the model's own file a question should be with the mixed files."""
 Prices = Callable[[str, str], int]
 OWN = "as published"
