@@ -223,6 +223,8 @@ def _models(settings: Settings, bundle: Inspection | None, problems: list[str]) 
         yield row.name, f"{row.role}, {row.bytes / 1e6:,.0f} MB, {row.state}, sha256 {row.sha256[:16]}"
         if row.state != "present":
             problems.append(f"model {row.name} is {row.state} ({row.problem}): run `edge pull {row.name}`")
+        elif row.format == "gguf" and row.role == "decoder":
+            yield from _profile(row.name, settings, problems)
     reported = {name for row in rows if row.state in ("damaged", "incomplete") for name in (row.name, *row.aliases)}
     bundled = _bundled(settings, bundle)
     wanted = {part: getattr(settings, part) for part in ("encoder", "model") if part not in bundled}
@@ -236,6 +238,22 @@ def _models(settings: Settings, bundle: Inspection | None, problems: list[str]) 
                 problems.append(str(error))
     if "model" in wanted and settings.model is None:
         problems += _decoder_problems(rows)
+
+
+def _profile(name: str, settings: Settings, problems: list[str]) -> Iterator[tuple[str, str]]:
+    """What the model is loaded as here, where `edge tune` has found something better than its own file."""
+    from .engines.profile import find_profile
+
+    try:
+        profile = find_profile(settings.home, resolve(name, settings).path)
+    except EdgeError as error:
+        problems.append(str(error))
+        return
+    if profile is not None:
+        file = Path(profile.file).name if profile.file else "its own file"
+        ratio = profile.figures.get("prefill_ratio")
+        faster = f", prefill {ratio:.1f} times as fast" if isinstance(ratio, float) else ""
+        yield f"{name} tuned", f"{file}, {profile.threads or 'default'} threads{faster}"
 
 
 def _inspected(settings: Settings, problems: list[str]) -> Inspection | None:

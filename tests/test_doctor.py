@@ -15,7 +15,8 @@ from packages import catalog_entry, content
 from edge_sdk import device, doctor
 from edge_sdk.config import Settings, load_settings
 from edge_sdk.doctor import Report, diagnose
-from edge_sdk.hub.models import pull
+from edge_sdk.engines.profile import Profile
+from edge_sdk.hub.models import pull, resolve
 
 WEIGHTS = content(10_000)
 
@@ -58,6 +59,18 @@ def test_a_healthy_set_up_has_no_problems_and_every_section(healthy: Settings) -
     assert rows(report, "settings")["offline"] == "False (default)"
     assert rows(report, "settings")["remote"] == "not set (default)"
     assert sqlite3.sqlite_version in rows(report, "versions")["sqlite"]
+
+
+def test_a_tuned_model_says_what_it_is_loaded_as(healthy: Settings) -> None:
+    path = resolve("writer", healthy).path
+    profile = Profile(
+        path.stem, path.stat().st_size, threads=2, device=device.cpu_name(), figures={"prefill_ratio": 2.34}
+    )
+    where = profile.save(healthy.home)
+    report = diagnose(healthy)
+    assert rows(report, "models")["writer tuned"] == "its own file, 2 threads, prefill 2.3 times as fast"
+    where.write_text("{")
+    assert [problem for problem in diagnose(healthy).problems if "is no profile" in problem]
 
 
 def test_the_report_is_json(healthy: Settings) -> None:
