@@ -115,3 +115,23 @@ def test_a_missing_package_is_named_with_its_pip_command(tmp_path: Path, monkeyp
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(EngineError, match="pip install tokenizers"):
         Tokenizer.open(tmp_path / "tokenizer.json")
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"continuing_subword_prefix": "a"},
+        {"merges": ["t zz"]},
+        {"merges": [["t", "é", "t"]]},
+        {"vocab": {"t": 0, "é": 1}},
+    ],
+)
+def test_a_file_that_would_end_the_process_never_gets_there(tmp_path: Path, changed: Mapping[str, object]) -> None:
+    """Rust panics cross no `except Exception`, and some of this package's abort."""
+    model = {"type": "BPE", "vocab": {"t": 0, "é": 1, "té": 2}, "merges": ["t é"]}
+    path = tmp_path / "tokenizer.json"
+    path.write_text(json.dumps({"version": "1.0", "added_tokens": [], "model": model}))
+    Tokenizer.open(path)
+    path.write_text(json.dumps({"version": "1.0", "added_tokens": [], "model": {**model, **changed}}))
+    with pytest.raises(ModelDamagedError, match="is no tokenizer"):
+        Tokenizer.open(path)

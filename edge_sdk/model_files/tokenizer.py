@@ -48,6 +48,7 @@ class Tokenizer:
         except OSError as error:
             raise ModelNotFoundError(f"{path} cannot be read: {error.strerror}") from error
         try:
+            _check_merges(content)
             native = Native.from_buffer(content)
             native.no_padding()
             if max_tokens is None:
@@ -153,3 +154,20 @@ def _letters() -> dict[str, bytes]:
 
 
 _BYTE_OF = _letters()
+
+
+def _check_merges(content: bytes) -> None:
+    """Raise `ValueError` for merges at which the package does not raise but ends the process.
+
+    It cuts the prefix off the second part of each merge, wherever that falls in a character.
+    """
+    if b'"BPE"' not in content:
+        return
+    model = json.loads(content).get("model") or {}
+    if model.get("continuing_subword_prefix"):
+        raise ValueError("it has a continuing_subword_prefix, which no model here uses")
+    vocabulary = model.get("vocab") or {}
+    for merge in model.get("merges") or ():
+        parts = merge.split(" ", 1) if isinstance(merge, str) else merge
+        if len(parts) != 2 or not {*parts, "".join(parts)} <= vocabulary.keys():
+            raise ValueError(f"it merges {str(merge)[:60]!r}, which are not all tokens")
