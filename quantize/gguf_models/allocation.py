@@ -50,7 +50,7 @@ class Plan:
             found = json.loads(path.read_text("utf-8"))
             if found.pop("format") != FORMAT:
                 raise ValueError("it has another format")
-            plan = Plan(**found)
+            plan = Plan(**{**found, "rounded": tuple(found.get("rounded", ()))})
             if not all(isinstance(part, str) for pair in plan.types.items() for part in pair):
                 raise ValueError("`types` must be names of tensors and of types")
         except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
@@ -65,7 +65,7 @@ def allocate(choices: Mapping[str, Sequence[Choice]], budget: int) -> dict[str, 
 
     The choices on a tensor's lower convex hull are the only ones that some exchange rate between bytes and
     divergence prefers (Shoham and Gersho, 1988). Bytes go where they buy most until the next step no longer fits,
-    then to every smaller step that still does. Raises `ConfigError` naming the smallest budget that can be met.
+    then to every smaller step that still does. Raises `ValueError` for a budget below `smallest`.
 
     >>> small, large = Choice("Q4_0", 10, 0.3), Choice("Q8_0", 20, 0.1)
     >>> chosen = allocate({"a": [small, large], "b": [small, Choice("Q8_0", 20, 0.29)]}, 30)
@@ -76,10 +76,7 @@ def allocate(choices: Mapping[str, Sequence[Choice]], budget: int) -> dict[str, 
     chosen = dict.fromkeys(hulls, 0)
     spent = sum(hull[0].bytes for hull in hulls.values())
     if spent > budget:
-        raise ConfigError(
-            f"{budget / 1e6:.1f} MB cannot be met: the smallest file takes {spent / 1e6:.1f} MB",
-            hint=f"give --budget-mb {-(-spent // 100_000) / 10:.1f} or more",
-        )
+        raise ValueError(f"{budget} bytes are less than the {spent} of the smallest choices")
     steps = sorted(
         ((_rate(hull[at], hull[at + 1]), name, at) for name, hull in hulls.items() for at in range(len(hull) - 1)),
         key=lambda step: -step[0],

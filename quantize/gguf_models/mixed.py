@@ -23,7 +23,7 @@ from edge_sdk.errors import ConfigError
 from edge_sdk.hub.partial import hash_file
 from edge_sdk.model_files.gguf_header import GgufHeader, TensorInfo
 
-from .allocation import Choice, Plan, allocate, sensitivities
+from .allocation import Choice, Plan, allocate, sensitivities, smallest
 from .ggml import Bytes, Floats, dequantize_rows, quantize_rows, requires_importance, row_bytes
 from .importance_matrix import Importance
 from .rounding import GRIDS, SWEEPS, Inputs, output_error, round_rows
@@ -215,16 +215,22 @@ def measure_costs(
 
 
 def plan_for_budget(source: Source, costs: Costs, budget: int) -> Plan:
-    """A plan of at most `budget` bytes with little divergence. Raises `ConfigError` as `allocate` does."""
-    spare = _PADDING * len(source.model.tensors)
-    return plan_of(source, costs, allocate(costs.choices, budget - costs.fixed - spare))
+    """A plan of at most `budget` bytes with little divergence. Raises `ConfigError` naming the least possible."""
+    room = budget - costs.fixed - _PADDING * len(source.model.tensors)
+    if (short := smallest(costs.choices) - room) > 0:
+        least = (budget + short) / 1e6
+        raise ConfigError(
+            f"{source.model.path.name} cannot be made as small as {budget / 1e6:.1f} MB: the least is {least:.1f}",
+            hint=f"give --budget-mb {least + 0.05:.1f} or more",
+        )
+    return plan_of(source, costs, allocate(costs.choices, room))
 
 
 def plan_of(source: Source, costs: Costs, chosen: Mapping[str, Choice]) -> Plan:
     """The plan that gives every matrix the type that was chosen for it."""
     return Plan(
         types={name: choice.type for name, choice in sorted(chosen.items())},
-        rounded=sorted(costs.rounded),
+        rounded=tuple(sorted(costs.rounded)),
         tied=costs.tied,
         expected_divergence=sum(choice.divergence for choice in chosen.values()),
         expected_bytes=source.model.header.file_bytes
