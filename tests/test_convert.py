@@ -33,10 +33,9 @@ from edge_sdk.errors import ConfigError, DiskFullError, EdgeError, ModelDamagedE
 from edge_sdk.model_files.gguf_header import read_header
 from quantize.gguf_models.convert import convert, to_huggingface
 from quantize.gguf_models.families import Decoder
-from quantize.gguf_models.gguf_format import read_fields
 from quantize.gguf_models.native_vocabulary import NativeVocabulary
 from quantize.gguf_models.safetensors_files import SINGLE
-from quantize.gguf_models.tensors import GgufModel
+from quantize.gguf_models.tensors import GgufModel, read_fields
 from quantize.gguf_models.tokenizer_agreement import SAMPLES, compare_tokenizers
 from quantize.gguf_models.tokenizer_json import CONTROL as CONTROL_TYPE
 from quantize.gguf_models.tokenizer_json import UNUSED, find_pre_tokenizer, read_tokenizer

@@ -14,10 +14,10 @@ from gguf_files import tiny_llama
 from edge_sdk.errors import ConfigError
 from quantize.gguf_models.allocation import Plan
 from quantize.gguf_models.ggml import Bytes
-from quantize.gguf_models.gguf_format import NewTensor, read_fields, write_file
+from quantize.gguf_models.gguf_format import NewTensor, write_file
 from quantize.gguf_models.importance import collect_importance
 from quantize.gguf_models.mixed import EMBEDDING, OUTPUT, Costs, Source, build, measure_costs, plan_for_budget
-from quantize.gguf_models.tensors import GgufModel
+from quantize.gguf_models.tensors import GgufModel, read_fields
 
 UP, DOWN = "blk.0.ffn_up.weight", "blk.0.ffn_down.weight"
 TEXT = "The river and the bridge in the winter garden. " * 60

@@ -21,9 +21,9 @@ from hypothesis import strategies as st
 from edge_sdk.cli import main
 from edge_sdk.errors import ConfigError, DiskFullError
 from quantize.gguf_models.convert import convert, to_huggingface
-from quantize.gguf_models.gguf_format import F32, I32, STRING, U32, Field, read_fields
+from quantize.gguf_models.gguf_format import F32, I32, STRING, U32, Field
 from quantize.gguf_models.native_vocabulary import NativeVocabulary
-from quantize.gguf_models.tensors import GgufModel
+from quantize.gguf_models.tensors import GgufModel, read_fields
 from quantize.gguf_models.token_choice import Merges, choose_tokens
 from quantize.gguf_models.tokenizer_json import CONTROL as CONTROL_TYPE
 from quantize.gguf_models.tokenizer_json import NORMAL, UNUSED, ByteBpe

@@ -24,9 +24,9 @@ from edge_sdk.model_files.transformers_config import DecoderConfig
 
 from .families import ROPE_FACTORS, Decoder, NamedTensor
 from .ggml import Bytes, dequantize_rows, quantize_rows, row_bytes
-from .gguf_format import BOOL, STRING, U32, Field, NewTensor, Update, read_fields, write_file
+from .gguf_format import BOOL, STRING, U32, Field, NewTensor, Update, write_file
 from .safetensors_files import SINGLE, Floats, Weights, open_weights, parse_json, to_bf16, write_safetensors
-from .tensors import GgufModel
+from .tensors import GgufModel, read_fields
 from .tokenizer_agreement import compare_tokenizers
 from .tokenizer_json import TOKENIZER, ByteBpe, read_tokenizer, special_fields, tokenizer_json
 

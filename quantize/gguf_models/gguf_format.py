@@ -7,20 +7,21 @@ files that have been checked. Knows nothing of architectures or tokenizers.
 from __future__ import annotations
 
 import os
+import shutil
 import struct
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from threading import Event
 from typing import Any, Final
 
 import numpy as np
 
-from edge_sdk.errors import ModelDamagedError
-from edge_sdk.hub.partial import storage_errors
+from edge_sdk.errors import ConfigError, ModelDamagedError
+from edge_sdk.hub.partial import disk_full, storage_errors, sync_folder
 from edge_sdk.model_files.gguf_header import TENSOR_TYPES, GgufHeader, read_header
-
-from .tensors import GgufModel, temporary
 
 U32, I32, F32, BOOL, STRING, ARRAY = 4, 5, 6, 7, 8, 9
 _FORMATS: Final = dict(zip((0, 1, 2, 3, U32, I32, F32, BOOL, 10, 11, 12), "BbHhIif?Qqd", strict=True))
@@ -71,6 +72,16 @@ class Field:
 
 
 @dataclass(frozen=True, slots=True)
+class Verbatim:
+    """Type and value as they stand in another file."""
+
+    raw: bytes
+
+    def encode(self) -> bytes:
+        return self.raw
+
+
+@dataclass(frozen=True, slots=True)
 class NewTensor:
     """A tensor to be written: `shape` has the fastest dimension first; `parts` gives its bytes, piece by piece."""
 
@@ -90,25 +101,19 @@ class NewTensor:
         return int(np.prod(self.shape, dtype=object)) // block * size
 
 
-def read_fields(model: GgufModel) -> dict[str, Field]:
-    """All metadata of a file, vocabularies included, in the order of the file."""
-    fields = {}
-    for key, raw in model.metadata():
-        fields[key] = Field.decode(raw[8 + len(key.encode()) :])
-    return fields
-
-
 def write_file(
     out: Path,
-    fields: Mapping[str, Field],
+    fields: Mapping[str, Field | Verbatim],
     tensors: Sequence[NewTensor],
     *,
     check: Callable[[Path], None] = lambda path: None,
     progress: Update = lambda done, total, detail: None,
+    cancel: Event | None = None,
 ) -> GgufHeader:
     """Write a GGUF file; its name is given to it when it is whole, has been read again and has passed `check`.
 
-    Raises `DiskFullError` before anything is written where the disk is too full, and whatever `check` raises.
+    Raises `DiskFullError` before anything is written where the disk is too full, `ConfigError` for contents of the
+    wrong size, `KeyboardInterrupt` when cancelled, and whatever `check` raises.
     """
     head = _head({key: field for key, field in fields.items() if key != "general.alignment"}, tensors)
     total = sum(tensor.bytes for tensor in tensors)
@@ -118,11 +123,14 @@ def write_file(
             done = 0
             for tensor in tensors:
                 progress(done, total, tensor.name)
+                if cancel is not None and cancel.is_set():
+                    raise KeyboardInterrupt
                 size = 0
                 for part in tensor.parts():
                     file.write(np.ascontiguousarray(part).data.cast("B"))
                     size += part.nbytes
-                assert size == tensor.bytes, f"{tensor.name} has {size} bytes instead of {tensor.bytes}"
+                if size != tensor.bytes:
+                    raise ConfigError(f"{tensor.name} came as {size} bytes of {tensor.type}, not {tensor.bytes}")
                 file.write(bytes(-size % _ALIGNMENT))
                 done += size
             file.flush()
@@ -136,7 +144,7 @@ def write_file(
     return written
 
 
-def _head(fields: Mapping[str, Field], tensors: Sequence[NewTensor]) -> bytes:
+def _head(fields: Mapping[str, Field | Verbatim], tensors: Sequence[NewTensor]) -> bytes:
     parts = [b"GGUF", struct.pack("<IQQ", 3, len(tensors), len(fields))]
     parts += [_string(key) + field.encode() for key, field in fields.items()]
     offset = 0
@@ -151,3 +159,24 @@ def _head(fields: Mapping[str, Field], tensors: Sequence[NewTensor]) -> bytes:
 def _string(text: str) -> bytes:
     content = text.encode()
     return struct.pack("<Q", len(content)) + content
+
+
+@contextmanager
+def temporary(out: Path, expected: int) -> Iterator[Path]:
+    """A name beside `out` that becomes `out` when the block ends well, and vanishes otherwise.
+
+    Raises `DiskFullError` before the block where fewer than `expected` bytes are free.
+    """
+    folder = out.absolute().parent
+    partial = folder / f".{out.name}.{os.getpid()}.partial"
+    with storage_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(folder).free
+        if free < expected:
+            raise disk_full(f"{folder} has {free / 1e6:,.0f} MB free, {out.name} takes {expected / 1e6:,.0f} MB")
+        try:
+            yield partial
+            partial.replace(out)
+            sync_folder(folder)
+        finally:
+            partial.unlink(missing_ok=True)

@@ -25,9 +25,10 @@ from edge_sdk.model_files.gguf_header import GgufHeader, TensorInfo
 
 from .allocation import Choice, Plan, allocate, sensitivities, smallest
 from .ggml import Bytes, Floats, dequantize_rows, quantize_rows, requires_importance, row_bytes
+from .gguf_format import U32, Field, Update
 from .importance_matrix import Importance
 from .rounding import GRIDS, SWEEPS, Inputs, output_error, round_rows
-from .tensors import GgufModel, Update, tensor_bytes, write_gguf
+from .tensors import GgufModel, tensor_bytes, write_gguf
 
 TYPES = ("Q2_K", "Q3_K", "IQ4_NL", "Q4_0", "Q4_1", "Q4_K", "Q5_0", "Q5_1", "Q5_K", "Q6_K", "Q8_0")
 """What a plan chooses among, as far as a type's blocks fill a tensor's rows; and the type that a tensor has."""
@@ -271,7 +272,7 @@ def build(
         out,
         {name: type for name, type in types.items() if name not in unchanged or (plan.tied and name == EMBEDDING)},
         encode,
-        metadata={"general.file_type": _GUESSED, "general.quantization_version": 2},
+        metadata={"general.file_type": Field(U32, _GUESSED), "general.quantization_version": Field(U32, 2)},
         dropped=dropped,
         threads=threads,
         progress=progress,

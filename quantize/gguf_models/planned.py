@@ -17,9 +17,10 @@ from edge_sdk.errors import ConfigError
 
 from .allocation import Plan, smallest
 from .divergence import Divergence
+from .gguf_format import Update, temporary
 from .importance_matrix import Importance
 from .mixed import Costs, Source, build, measure_costs, plan_for_budget
-from .tensors import GgufModel, Update, temporary
+from .tensors import GgufModel
 from .workbench import Workbench
 
 _TRIES = 5  # files that are built to meet a bound on divergence

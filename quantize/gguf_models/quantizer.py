@@ -21,12 +21,13 @@ from edge_sdk.hub.partial import disk_full
 from edge_sdk.model_files.gguf_header import read_header
 
 from .file_types import FileType, file_type, file_types
+from .gguf_format import temporary
 from .importance_matrix import Importance
 from .quantization_plan import ALIGNMENT, Fallback, QuantizationPlan, TypeShare, read_plan, shares, working_memory
 from .quantization_plan import bits_per_weight as average_bits
 from .quantizer_job import BUFFER, Overrides, check_overrides, importance_file, quantizer_job
 from .quantizer_process import QuantizerProcess
-from .tensors import GgufModel, temporary
+from .tensors import GgufModel
 
 Update = Callable[[float, float | None, str], None]
 

@@ -5,32 +5,22 @@ What the file says about itself is copied byte for byte. Knows nothing of what t
 
 from __future__ import annotations
 
-import os
-import shutil
 import struct
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import replace
+from functools import partial
 from math import prod
 from pathlib import Path
 from threading import Event
 
 import numpy as np
 
-from edge_sdk.errors import ConfigError, ModelDamagedError
-from edge_sdk.hub.partial import disk_full, storage_errors, sync_folder
-from edge_sdk.model_files.gguf_header import TENSOR_TYPES, GgufHeader, TensorInfo, read_header
+from edge_sdk.errors import ConfigError
+from edge_sdk.model_files.gguf_header import GgufHeader, TensorInfo, read_header
 
 from .ggml import Bytes, Floats, dequantize_rows, row_bytes
-
-Update = Callable[[float, float | None, str], None]
-
-_NUMBERS = {name: number for number, (name, _, _) in TENSOR_TYPES.items()}
-_ALIGNMENT = 32
-_COPIED = 1 << 24  # bytes at once
-_KINDS = {bool: 7, int: 4, float: 6, str: 8}  # of metadata values that are written
+from .gguf_format import Field, NewTensor, Update, Verbatim, write_file
 
 
 class GgufModel:
@@ -55,16 +45,15 @@ class GgufModel:
         return dequantize_rows(self.raw(name), tensor.type, tensor.shape[0])
 
     def metadata(self) -> Iterator[tuple[str, bytes]]:
-        """Each key with its value as the file spells both, type and length included."""
+        """Each key with its value as the file spells it, type included."""
         data = memoryview(self._map.data)
         (count,) = struct.unpack_from("<Q", data, 16)
         at = 24
         for _ in range(count):
-            start = at
             (length,) = struct.unpack_from("<Q", data, at)
             key = bytes(data[at + 8 : at + 8 + length]).decode("utf-8")
             (kind,) = struct.unpack_from("<I", data, at + 8 + length)
-            at = _after_value(data, at + 12 + length, kind)
+            start, at = at + 8 + length, _after_value(data, at + 12 + length, kind)
             yield key, bytes(data[start:at])
 
 
@@ -84,13 +73,18 @@ def _after_value(data: memoryview, at: int, kind: int) -> int:
     return at
 
 
+def read_fields(model: GgufModel) -> dict[str, Field]:
+    """All metadata of a file, vocabularies included, in the order of the file."""
+    return {key: Field.decode(raw) for key, raw in model.metadata()}
+
+
 def write_gguf(
     source: GgufModel,
     out: Path,
     types: Mapping[str, str],
     blocks: Callable[[str, str], Bytes],
     *,
-    metadata: Mapping[str, bool | int | float | str] | None = None,
+    metadata: Mapping[str, Field] | None = None,
     dropped: frozenset[str] = frozenset(),
     threads: int = 1,
     progress: Update = lambda done, total, detail: None,
@@ -98,53 +92,28 @@ def write_gguf(
 ) -> GgufHeader:
     """Write `source` to `out` with the tensors of `types` made anew by `blocks`, called with a name and its type.
 
-    `dropped` tensors are left out; `metadata` replaces or adds keys. `threads` tensors are made at a time. The
-    file has a temporary name until it is whole, on the disk and read again. Raises `ConfigError` for a tensor that
-    is not there or whose rows the type does not fill, `DiskFullError` before anything is written where the disk is
-    too full, and `KeyboardInterrupt` when cancelled.
+    `dropped` tensors are left out; `metadata` replaces or adds keys. `threads` tensors are made at a time. Raises
+    `ConfigError` for a tensor that is not there or whose rows the type does not fill, and as `write_file` does.
     """
     for name, type in types.items():
         if name not in source.tensors or row_bytes(type, source.tensors[name].shape[0]) is None:
             raise ConfigError(f"{source.path.name} has no tensor {name} that blocks of {type} would fill")
-    kept = [
-        tensor
-        if tensor.name not in types
-        else replace(tensor, type=types[tensor.name], bytes=tensor_bytes(tensor, types[tensor.name]))
-        for tensor in source.header.tensors
-        if tensor.name not in dropped
-    ]
-    head = _head(source, kept, metadata or {})
-    with temporary(out, len(head) + sum(_padded(each.bytes) for each in kept)) as partial:
-        with partial.open("wb") as file, ThreadPoolExecutor(threads) as workers:
-            file.write(head)
-            ahead = deque[tuple[TensorInfo, Future[Bytes] | None]]()
-            waiting = iter(kept)
-            for number in range(len(kept)):
-                while len(ahead) <= threads and (tensor := next(waiting, None)) is not None:
-                    known = tensor.name in types
-                    ahead.append((tensor, workers.submit(blocks, tensor.name, tensor.type) if known else None))
-                tensor, made = ahead.popleft()
-                progress(number, len(kept), tensor.name)
-                if cancel is not None and cancel.is_set():
-                    workers.shutdown(cancel_futures=True)
-                    raise KeyboardInterrupt
-                raw = source.raw(tensor.name) if made is None else made.result()
-                if raw.size != tensor.bytes:
-                    raise ConfigError(
-                        f"{tensor.name} came as {raw.size} bytes of {tensor.type}, not {tensor.bytes}"
-                    )
-                for start in range(0, raw.size, _COPIED):
-                    file.write(raw.reshape(-1)[start : start + _COPIED].tobytes())
-                file.write(bytes(_padded(raw.size) - raw.size))
-            file.flush()
-            os.fsync(file.fileno())
-        written = read_header(partial)
-        if [(each.name, each.type, each.shape) for each in written.tensors] != [
-            (each.name, each.type, each.shape) for each in kept
-        ]:
-            raise ModelDamagedError(f"{out.name} does not read back as it was written", hint="check the disk")
-    progress(len(kept), len(kept), "")
-    return read_header(out)
+    fields = {key: Verbatim(raw) for key, raw in source.metadata()} | dict(metadata or {})
+    with ThreadPoolExecutor(threads) as workers:
+        kept = [tensor for tensor in source.header.tensors if tensor.name not in dropped]
+        made = _Ahead(
+            workers, blocks, ((each.name, types[each.name]) for each in kept if each.name in types), threads
+        )
+        tensors = [
+            NewTensor(each.name, types[each.name], each.shape, partial(made.take, each.name))
+            if each.name in types
+            else NewTensor(each.name, each.type, each.shape, partial(_copied, source, each.name))
+            for each in kept
+        ]
+        try:
+            return write_file(out, fields, tensors, progress=progress, cancel=cancel)
+        finally:
+            workers.shutdown(cancel_futures=True)
 
 
 def tensor_bytes(tensor: TensorInfo, type: str) -> int:
@@ -152,53 +121,27 @@ def tensor_bytes(tensor: TensorInfo, type: str) -> int:
     return prod(tensor.shape[1:]) * (row_bytes(type, tensor.shape[0]) or 0)
 
 
-def _head(source: GgufModel, kept: Sequence[TensorInfo], metadata: Mapping[str, bool | int | float | str]) -> bytes:
-    """All that stands before the tensors' data."""
-    changed = {**metadata, "general.alignment": _ALIGNMENT}
-    pairs = [pair for key, pair in source.metadata() if key not in changed]
-    pairs += [_string(key) + _value(value) for key, value in changed.items()]
-    infos, offset = [], 0
-    for tensor in kept:
-        shape = struct.pack(f"<I{len(tensor.shape)}Q", len(tensor.shape), *tensor.shape)
-        infos.append(_string(tensor.name) + shape + struct.pack("<IQ", _NUMBERS[tensor.type], offset))
-        offset += _padded(tensor.bytes)
-    head = b"GGUF" + struct.pack("<IQQ", 3, len(kept), len(pairs)) + b"".join(pairs) + b"".join(infos)
-    return head + bytes(_padded(len(head)) - len(head))
+class _Ahead:
+    """Tensors made by other threads while those before them are written, a few at a time."""
+
+    def __init__(
+        self,
+        workers: ThreadPoolExecutor,
+        blocks: Callable[[str, str], Bytes],
+        jobs: Iterator[tuple[str, str]],
+        depth: int,
+    ) -> None:
+        self._workers, self._blocks, self._jobs, self._depth = workers, blocks, jobs, depth
+        self._waiting: deque[tuple[str, Future[Bytes]]] = deque()
+
+    def take(self, name: str) -> Iterator[Bytes]:
+        """The contents of the next tensor, which must be `name`."""
+        while len(self._waiting) <= self._depth and (job := next(self._jobs, None)) is not None:
+            self._waiting.append((job[0], self._workers.submit(self._blocks, *job)))
+        found, future = self._waiting.popleft()
+        assert found == name, f"{name} is asked for before {found}"
+        yield future.result()
 
 
-def _value(value: bool | int | float | str) -> bytes:
-    kind = _KINDS[type(value)]
-    number = struct.pack("<I", kind)
-    if isinstance(value, str):
-        return number + _string(value)
-    return number + struct.pack({7: "<?", 4: "<I", 6: "<f"}[kind], value)
-
-
-def _string(text: str) -> bytes:
-    content = text.encode("utf-8")
-    return struct.pack("<Q", len(content)) + content
-
-
-def _padded(size: int) -> int:
-    return -(-size // _ALIGNMENT) * _ALIGNMENT
-
-
-@contextmanager
-def temporary(out: Path, expected: int) -> Iterator[Path]:
-    """A name beside `out` that becomes `out` when the block ends well, and vanishes otherwise.
-
-    Raises `DiskFullError` before the block where fewer than `expected` bytes are free.
-    """
-    folder = out.absolute().parent
-    partial = folder / f".{out.name}.{os.getpid()}.partial"
-    with storage_errors(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        free = shutil.disk_usage(folder).free
-        if free < expected:
-            raise disk_full(f"{folder} has {free / 1e6:,.0f} MB free, {out.name} takes {expected / 1e6:,.0f} MB")
-        try:
-            yield partial
-            partial.replace(out)
-            sync_folder(folder)
-        finally:
-            partial.unlink(missing_ok=True)
+def _copied(source: GgufModel, name: str) -> Iterator[Bytes]:
+    yield source.raw(name)

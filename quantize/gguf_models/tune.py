@@ -24,8 +24,8 @@ from edge_sdk.errors import ConfigError
 from edge_sdk.hub.partial import hash_file
 
 from .allocation import Plan, allocate, smallest
+from .gguf_format import Update
 from .mixed import EMBEDDING, OUTPUT, Costs, Source, build, measure_costs, plan_of
-from .tensors import Update
 from .workbench import Workbench
 
 UNIFORM = ("Q8_0", "Q5_0", "IQ4_NL", "Q4_0")

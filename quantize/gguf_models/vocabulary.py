@@ -21,9 +21,9 @@ from edge_sdk.errors import ConfigError, DocumentError, EngineError
 from edge_sdk.prompt import Style, build_prompt
 
 from .ggml import Bytes
-from .gguf_format import U32, Field, NewTensor, Update, read_fields, write_file
+from .gguf_format import U32, Field, NewTensor, Update, write_file
 from .native_vocabulary import NativeVocabulary
-from .tensors import GgufModel
+from .tensors import GgufModel, read_fields
 from .token_choice import choose_tokens
 from .tokenizer_agreement import SAMPLES
 from .tokenizer_json import ByteBpe

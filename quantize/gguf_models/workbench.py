@@ -19,11 +19,12 @@ from edge_sdk.device import available_memory
 from edge_sdk.errors import ConfigError
 
 from .ggml import quantize_rows
+from .gguf_format import Update
 from .importance import collect_importance
 from .importance_matrix import Importance
 from .mixed import WIDEST, Source
 from .reference import Reference
-from .tensors import GgufModel, Update, write_gguf
+from .tensors import GgufModel, write_gguf
 
 TOKENS, POSITIONS, PLANNING = 8_192, 1_024, 512
 """Tokens to learn inputs from; positions at which a file is judged, and at which the many probes of a plan are."""
