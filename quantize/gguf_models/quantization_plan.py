@@ -158,7 +158,9 @@ def _silent_fallbacks(
 def _file_bytes(source: GgufModel, types: Mapping[str, str], metadata: Mapping[str, str | int]) -> int:
     """Size of the file: its head as llama.cpp writes it, and its tensors, each padded."""
     added: dict[str, str | int] = {**_WRITTEN, **metadata}
-    head = 24 + sum(len(pair) for key, pair in source.metadata() if key not in added and key not in _DROPPED)
+    head = 24 + sum(
+        8 + len(key.encode()) + len(raw) for key, raw in source.metadata() if key not in {*added, *_DROPPED}
+    )
     for key, value in added.items():
         head += 8 + len(key.encode()) + 4 + (4 if isinstance(value, int) else 8 + len(value.encode()))
     for tensor in source.header.tensors:
