@@ -23,7 +23,7 @@ from gguf_files import BOOL, F32, STRING, U32, Field, Weights, gguf_bytes, tiny_
 from edge_sdk.engines.llama import library
 from edge_sdk.errors import ConfigError, DiskFullError, EngineError, ModelDamagedError, ModelNotFoundError
 from edge_sdk.model_files.gguf_header import read_header
-from quantize.gguf_models import quantizer, quantizer_job, tensors
+from quantize.gguf_models import gguf_format, quantizer, quantizer_job
 from quantize.gguf_models.file_types import file_type, file_types, tensor_number
 from quantize.gguf_models.ggml import row_bytes
 from quantize.gguf_models.importance import Importance
@@ -365,7 +365,7 @@ def test_an_abort_of_native_code_is_an_error_with_its_words(wide: Path, out: Pat
 def test_a_full_disk_is_said_before_the_work_with_both_numbers(
     wide: Path, out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tensors.shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
+    monkeypatch.setattr(gguf_format.shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
     with pytest.raises(DiskFullError, match=r"has 0 MB free, small\.gguf takes \d"):
         quantize_file(wide, out, "Q8_0", threads=1)
     assert left_in(out.parent) == []
