@@ -66,9 +66,7 @@ def test_a_groups_divergence_is_shared_by_error() -> None:
 
 
 def test_a_plan_is_the_same_after_save_and_load(tmp_path: Path) -> None:
-    plan = Plan(
-        {"a.weight": "Q4_0"}, tied=True, expected_divergence=0.25, expected_bytes=7, source="ab", notes={"n": 1}
-    )
+    plan = Plan({"a.weight": "Q4_0"}, tied=True, expected_divergence=0.25, expected_bytes=7, source="ab")
     plan.save(tmp_path / "plan.json")
     assert Plan.load(tmp_path / "plan.json") == plan
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from gguf_files import tiny_llama
@@ -11,6 +12,7 @@ from gguf_files import tiny_llama
 from edge_sdk.cli import main
 from edge_sdk.errors import ConfigError
 from edge_sdk.model_files.gguf_header import read_header
+from edge_sdk.prompt import Reading
 from quantize.gguf_models.allocation import Plan
 from quantize.gguf_models.planned import quantize_by_plan, quantize_to_bound
 from quantize.gguf_models.workbench import Workbench, language_reference
@@ -104,6 +106,29 @@ def test_the_command_makes_plans_that_can_be_given_back(
     assert main(["quantize", str(model), str(tmp_path / "x.gguf"), "--budget-mb", "1", "--type", "Q8_0"]) == 2
     assert main(["quantize", str(model), str(tmp_path / "x.gguf"), "--budget-mb", "1"]) == 1
     assert "--calibration-text" in capsys.readouterr().err
+
+
+def test_tuning_asks_the_very_file_with_the_models_own_prompts(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not the file of a profile that an earlier run has left, nor with the prompts of an unknown model."""
+    from edge_sdk.commands.tune import _answers
+    from edge_sdk.config import load_settings
+    from edge_sdk.hub.models import InstalledModel
+    from quantize.gguf_models import flips
+
+    seen: list[tuple[Path, int]] = []
+
+    def answer(path: Path, *_: object, reading: Reading, **__: object) -> list[SimpleNamespace]:
+        seen.append((path, reading.prompt_tokens))
+        return [SimpleNamespace(text="a river", answers=("river",)), SimpleNamespace(text="no", answers=("river",))]
+
+    monkeypatch.setattr(flips, "answer_questions", answer)
+    monkeypatch.setattr(InstalledModel, "prompt_tokens", 321)
+    installed = InstalledModel("tiny", "decoder", "gguf", model, model.parent)
+    contained = _answers(installed, load_settings({"home": tmp_path}), tmp_path, 2)
+    assert contained(model) == 0.5
+    assert seen == [(model, 321)]
 
 
 def test_tuning_writes_the_profile_and_forgets_it(

@@ -137,6 +137,12 @@ def test_questions_are_asked_to_every_file(bench: Bench, races: list[list[str]],
     assert len(asked) == 2
 
 
+def test_other_questions_are_asked_anew(bench: Bench, races: list[list[str]], tmp_path: Path) -> None:
+    for share, name in ((0.5, "squad"), (0.25, "other"), (0.75, "squad")):
+        tuner = Tuner(bench, tmp_path / "work", threads=1, answers=lambda path, share=share: share, asked=name)  # type: ignore[arg-type,misc]
+        assert tuner.candidates(("Q8_0",), ())[0].contained == (0.5 if name == "squad" else 0.25)
+
+
 def test_what_another_processor_measured_does_not_count(
     bench: Bench, races: list[list[str]], tmp_path: Path
 ) -> None:

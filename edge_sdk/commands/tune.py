@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, replace
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from hashlib import sha256
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from statistics import fmean
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -14,6 +16,9 @@ from ..config import Settings
 from ..errors import ConfigError
 from .measure import stamped
 from .options import cancel_on_interrupt, console, options, print_json, progress_bar
+
+if TYPE_CHECKING:
+    from ..hub.models import InstalledModel
 
 
 @click.command()
@@ -67,13 +72,15 @@ def tune_command(
         return 0
     tune, workbench = (import_module(f"quantize.gguf_models.{name}") for name in ("tune", "workbench"))
     read = import_module("quantize.gguf_models.importance").read_texts(texts, []) if texts else None
-    folder = settings.home / "tuned" / f"{model.path.stem}-{model.path.stat().st_size}"
+    text = read or workbench.language_reference()
+    digest = sha256("\n\n".join(text).encode("utf-8", "replace")).hexdigest()[:12]  # other text, other figures
+    folder = settings.home / "tuned" / f"{model.path.stem}-{model.path.stat().st_size}-{digest}"
     folder.mkdir(parents=True, exist_ok=True)
     with cancel_on_interrupt() as cancel, progress_bar("tuning") as bar:
         try:
             with workbench.Workbench(
                 model.path,
-                read or workbench.language_reference(),
+                text,
                 name=", ".join(path.name for path in texts) or "Python's language reference",
                 threads=settings.threads,
                 folder=folder,
@@ -85,7 +92,8 @@ def tune_command(
                     folder,
                     threads=settings.threads,
                     repeats=repeats,
-                    answers=_answers(settings, questions, limit) if questions else None,
+                    answers=_answers(model, settings, questions, limit) if questions else None,
+                    asked=f"{limit} of {questions.resolve()}" if questions else "",
                     progress=bar,
                     cancel=cancel,
                 )
@@ -123,13 +131,17 @@ def tune_command(
     return 0
 
 
-def _answers(settings: Settings, questions: Path, limit: int) -> Any:
-    """The share of questions that a file answers rightly, over the passages of the folder."""
-    evaluate = import_module("quantize.evaluate")
+def _answers(model: InstalledModel, settings: Settings, questions: Path, limit: int) -> Callable[[Path], float]:
+    """The share of questions that a file answers rightly, over the passages of the folder.
+
+    Every file is opened as it is, whatever the model's profile says, and gets the prompts that suit the model.
+    """
+    flips, calibrate = import_module("quantize.gguf_models.flips"), import_module("quantize.calibrate")
+    is_right, _ = calibrate.LABELLERS["contains"]
 
     def contained(path: Path) -> float:
-        own = replace(settings, model=str(path))
-        return float(evaluate.evaluate_answers(questions, own, limit=limit)["contains"])
+        rows = flips.answer_questions(path, questions, settings, reading=flips.reading_of(model), limit=limit)
+        return fmean(is_right(row.text, row.answers) for row in rows)
 
     return contained
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from edge_sdk.errors import ConfigError
@@ -37,7 +37,6 @@ class Plan:
     expected_divergence: float | None = None
     expected_bytes: int | None = None
     source: str = ""  # sha256 of the file that it was made for
-    notes: Mapping[str, object] = field(default_factory=dict)
 
     def save(self, path: Path) -> None:
         """Write it as JSON, to be read, edited and given back."""

@@ -75,12 +75,14 @@ class Tuner:
         threads: int | None = None,
         repeats: int = 5,
         answers: Callable[[Path], float] | None = None,
+        asked: str = "",
         progress: Update = lambda done, total, detail: None,
         cancel: Event | None = None,
     ) -> None:
-        """`answers` gives the share of questions that a file answers rightly."""
+        """`answers` gives the share of questions that a file answers rightly, and `asked` names the questions."""
         self.source, self._bench, self.folder = bench.source, bench, folder
         self.threads, self._repeats, self._answers = threads or default_threads(), repeats, answers
+        self._asked = asked
         self._progress, self._cancel = progress, cancel
         folder.mkdir(parents=True, exist_ok=True)
         self._kept: dict[str, Any] = _read(folder / "measured.json", cpu_name())
@@ -171,7 +173,7 @@ class Tuner:
         if self._answers is not None:
             answers = self._answers
             self._progress(0, None, f"questions to {name}")
-            contained = self._measured(f"contained {path.name}", lambda: answers(path))
+            contained = self._measured(f"contained {path.name} {self._asked}", lambda: answers(path))
         return Candidate(name, path.stat().st_size, divergence, **rates, contained=contained)
 
     def _diverged(self, path: Path) -> float:
