@@ -30,7 +30,7 @@ from .importance_matrix import Importance
 from .rounding import GRIDS, SWEEPS, Inputs, output_error, round_rows
 from .tensors import GgufModel, tensor_bytes, write_gguf
 
-TYPES = ("Q2_K", "Q3_K", "IQ4_NL", "Q4_0", "Q4_1", "Q4_K", "Q5_0", "Q5_1", "Q5_K", "Q6_K", "Q8_0")
+TYPES = ("Q2_K", "Q3_K", "IQ4_NL", "Q4_0", "Q4_1", "Q4_K", "Q5_0", "Q5_1", "Q5_K", "Q6_K", "Q8_0", "BF16")
 """What a plan chooses among, as far as a type's blocks fill a tensor's rows; and the type that a tensor has."""
 OUTPUT, EMBEDDING = "output.weight", "token_embd.weight"
 WIDEST = 4_096

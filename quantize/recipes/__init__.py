@@ -1,0 +1,1 @@
+"""Recipes: from documents and a teacher to a bundle, stage by stage."""

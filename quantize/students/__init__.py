@@ -1,0 +1,1 @@
+"""Small models in training. Needs torch; what they give needs none."""

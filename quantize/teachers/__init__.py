@@ -1,0 +1,1 @@
+"""Large models that small ones learn from: asked once, kept, never asked again."""

@@ -1,0 +1,1 @@
+"""Questions with answers to learn from: read or generated, checked, chosen."""
