@@ -64,8 +64,9 @@ def write_examples(path: Path, examples: Iterable[Example]) -> int:
     partial, count = path.with_suffix(f".{os.getpid()}.partial"), 0
     try:
         with partial.open("w", encoding="utf-8") as file:
-            for count, example in enumerate(examples, 1):
+            for example in examples:
                 file.write(json.dumps({"id": example.id, **asdict(example)}, ensure_ascii=False) + "\n")
+                count += 1
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
