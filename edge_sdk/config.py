@@ -29,7 +29,9 @@ class Settings:
     store: Path
     offline: bool
     model: str | None
+    adapter: str | None  # a file, a name in the bundle, or none
     encoder: str
+    reader: str | None  # a catalog name, a folder, or none
     bundle: Path | None
     require_signature: bool  # of the bundle, by a key in HOME/trusted_keys
     context: int
@@ -56,7 +58,9 @@ _DEFAULTS: dict[str, str | None] = {
     "store": None,  # HOME/store.db
     "offline": "0",
     "model": None,  # the best that is present and fits
+    "adapter": None,  # the bundle's, if it has one
     "encoder": "minilm-l6-int8",
+    "reader": None,  # the bundle's, if it has one
     "bundle": None,
     "require_signature": "0",
     "context": "4096",
@@ -127,7 +131,9 @@ def load_settings(
         store=path("store") or home / "store.db",
         offline=switch("offline"),
         model=text("model"),
+        adapter=text("adapter"),
         encoder=str(values["encoder"]),
+        reader=text("reader"),
         bundle=path("bundle"),
         require_signature=switch("require_signature"),
         context=number("context", 64),

@@ -6,6 +6,7 @@ names the command which fetches it.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,8 +22,10 @@ if TYPE_CHECKING:
     from .encoders.embed import Encoder
     from .engines.engine import Engine
     from .fallback.caller import Caller
+    from .heads.classifier import IntentHead
     from .hub.models import InstalledModel
     from .privacy.gate import PrivacyPolicy
+    from .readers.reader import Reader
     from .storage.store import Store
 
 
@@ -97,12 +100,54 @@ def load_encoder(settings: Settings) -> Encoder:
     return open_encoder(model.directory, name=model.name)
 
 
+def encoder_folder(settings: Settings) -> Path:
+    """The folder that `load_encoder` would load from."""
+    from .hub.models import resolve
+
+    bundle = None if settings.outranks("encoder", "bundle") else load_bundle(settings)
+    if bundle is not None and (shipped := bundle.directory("encoder")) is not None:
+        return shipped
+    return resolve(settings.encoder, settings).directory
+
+
+def load_head(settings: Settings, name: str) -> IntentHead:
+    """Load the head of a folder, or the one that the bundle has under this name; raises `ModelError`.
+
+    One without an encoder of its own reads with that of the settings.
+    """
+    from .heads.classifier import IntentHead
+    from .heads.head_file import is_head
+
+    folder = Path(name).expanduser()
+    if not is_head(folder):
+        bundle = load_bundle(settings)
+        shipped = None if bundle is None else bundle.directory(f"head:{name}")
+        if shipped is None:
+            held = f"the bundle {bundle.manifest.name} has none of this name" if bundle else "there is no bundle"
+            raise ModelNotFoundError(f"{name} is not the folder of a head, and {held}", hint="see `edge head fit`")
+        folder = shipped
+    return IntentHead.open(folder, lambda: load_encoder(settings))
+
+
+def load_reader(settings: Settings) -> Reader | None:
+    """Load the reader of the settings, else the bundle's; None without one. Raises `ModelError`."""
+    from .readers.reader import Reader
+
+    bundle = None if settings.outranks("reader", "bundle") else load_bundle(settings)
+    if bundle is not None and (shipped := bundle.directory("reader")) is not None:
+        return Reader.open(shipped, name=f"{bundle.manifest.name}-reader", threads=settings.threads)
+    if settings.reader in (None, "none"):
+        return None
+    return Reader.open(Path(str(settings.reader)).expanduser(), threads=settings.threads)
+
+
 def load_engine(settings: Settings) -> tuple[Engine, Reading]:
     """Load the decoder of the settings, the bundle's, or the best one present; also how it reads documents best.
 
-    The engine follows from the file: llama.cpp for GGUF, onnxruntime for ONNX.
+    The engine follows from the file: llama.cpp for GGUF, onnxruntime for ONNX. An adapter is used on the file that
+    it was trained on, and may say itself how it reads best.
     """
-    model = choose_decoder(settings)
+    model, adapter = choose_decoder(settings), choose_adapter(settings)
     reading = Reading(model.prompt_tokens or Reading().prompt_tokens, model.cites)
     context, template = settings.context, None
     bundle, part = _bundled_decoder(settings)
@@ -113,10 +158,15 @@ def load_engine(settings: Settings) -> tuple[Engine, Reading]:
     if model.format == "gguf":
         from .engines.engine_gguf import GgufEngine
         from .engines.profile import Profile, find_profile
+        from .model_files.gguf_adapter import read_adapter
 
         # What is in a bundle was calibrated as it is.
         tuned = find_profile(settings.home, model.path) if part is None else None
         profile = tuned or Profile(model.name, 0)
+        if adapter is not None:
+            profile, taught = replace(profile, file="", sha256=""), read_adapter(adapter)
+            numbered = reading.numbered if taught.numbered is None else taught.numbered
+            reading = Reading(taught.prompt_tokens or reading.prompt_tokens, numbered)
         return (
             GgufEngine.open(
                 Path(profile.file) if profile.file else model.path,
@@ -126,9 +176,12 @@ def load_engine(settings: Settings) -> tuple[Engine, Reading]:
                 sha256=profile.sha256 or model.sha256,
                 template=template,
                 tuning=profile.tuning,
+                adapter=adapter,
             ),
             reading,
         )
+    if adapter is not None:
+        raise ModelError(f"{model.name} is an ONNX model, which takes no adapter", hint="use --adapter none")
     from .engines.engine_onnx import OnnxEngine
 
     return (
@@ -140,23 +193,54 @@ def load_engine(settings: Settings) -> tuple[Engine, Reading]:
 
 
 def choose_decoder(settings: Settings) -> InstalledModel:
-    """The decoder that the settings name, the bundle's, or the best one that is present and fits into memory."""
+    """The decoder that the settings name, the bundle's, the one that the adapter is for, or the best one present.
+
+    The best is the first by rank that fits into memory.
+    """
     from .hub.models import InstalledModel, best_decoder, resolve
+    from .model_files.gguf_adapter import read_adapter
 
     bundle, part = _bundled_decoder(settings)
     if bundle is not None and part is not None:
         entry = next(each for each in bundle.manifest.of("decoder") if each.path.endswith((".gguf", ".onnx")))
         path = bundle.folder / entry.path
         return InstalledModel(part.name, "decoder", part.format, path, path.parent, sha256=entry.sha256)
-    if settings.model is None:
+    wanted = settings.model
+    if wanted is None and (adapter := choose_adapter(settings)) is not None:
+        wanted = read_adapter(adapter).base
+    if wanted is None:
         best = best_decoder(settings)
         if best is None:
             raise ModelNotFoundError("no language model is present", hint="run `edge pull smollm2-135m-instruct`")
         return best
-    model = resolve(settings.model, settings)
+    model = resolve(wanted, settings)
     if model.role != "decoder":
         raise ModelError(f"{model.name} is an {model.role}, not a decoder", hint="see `edge models`")
     return model
+
+
+def choose_adapter(settings: Settings) -> Path | None:
+    """The LoRA adapter that the settings name, else the one that comes with the bundle's decoder, else None.
+
+    A bundle with several has its own choice under the name `default`. Raises `ModelNotFoundError`.
+    """
+    bundle, _ = _bundled_decoder(settings)
+    roles = () if bundle is None else bundle.manifest.roles()
+    shipped = {role.partition(":")[2]: role for role in roles if role.startswith("adapter:")}
+    name = settings.adapter
+    if name is None or (bundle is not None and not settings.outranks("adapter", "bundle")):
+        name = next(iter(shipped)) if len(shipped) == 1 else "default" if "default" in shipped else "none"
+    if name == "none":
+        return None
+    if bundle is not None and name in shipped:
+        return bundle.paths(shipped[name])[0]
+    path = Path(name).expanduser()
+    if not path.is_file():
+        known = f"; the bundle holds {', '.join(shipped)}" if shipped else ""
+        raise ModelNotFoundError(
+            f"there is no adapter {name}{known}", hint="name a .gguf file, or use --adapter none"
+        )
+    return path
 
 
 def _bundled_decoder(settings: Settings) -> tuple[Bundle | None, DecoderPart | None]:

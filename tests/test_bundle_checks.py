@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from gguf_files import STRING, U32, Field, gguf_bytes, tiny_llama
+from lora_files import halves, tiny_adapter
 from onnx_files import write_decoder, write_encoder, write_tokenizer
 
 from edge_sdk.bundle.checks import check_structure
@@ -84,14 +85,20 @@ def test_an_adapter_is_one_and_for_this_decoder(decoder: Path) -> None:
     path = decoder / "adapters" / "style" / "lora.gguf"
     path.parent.mkdir(parents=True)
     part = gguf_part(chat_template=digest(TEMPLATE))
-    for kind, architecture, match in (("model", "llama", "no adapter"), ("adapter", "qwen2", "it is for qwen2")):
+    for kind, architecture, match in (
+        ("model", "llama", "no LoRA adapter"),
+        ("adapter", "qwen2", "adapter.type is None"),
+    ):
         fields = {"general.architecture": Field(STRING, architecture), "general.type": Field(STRING, kind)}
         path.write_bytes(gguf_bytes({**fields, "x": Field(U32, 1)}))
         refused(decoder, match, decoder=part)
-    path.write_bytes(
-        gguf_bytes({"general.architecture": Field(STRING, "llama"), "general.type": Field(STRING, "adapter")})
-    )
-    assert "adapters/style/lora.gguf" in check_structure(manifest(decoder, part), decoder)
+    tiny_adapter(path, tensors=halves(shapes={"blk.0.attn_q.weight": (64, 32)}))
+    refused(decoder, "of 64 x 32, the model's is 32 x 32", decoder=part)
+    tiny_adapter(path)
+    found = check_structure(manifest(decoder, part), decoder)
+    assert found["adapters/style/lora.gguf"] == "LoRA adapter of rank 4 for 4 matrices"
+    (decoder / "decoder" / "tiny.gguf").unlink()
+    assert list(check_structure(manifest(decoder), decoder)) == ["adapters/style/lora.gguf"]
 
 
 def test_an_encoder_folder_holds_what_its_loader_wants_and_nothing_else(encoder: Path) -> None:

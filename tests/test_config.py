@@ -50,7 +50,9 @@ def test_every_setting_can_come_from_the_environment(home: Path, tmp_path: Path)
         "store": str(tmp_path / "s.db"),
         "offline": "1",
         "model": "m",
+        "adapter": "a.gguf",
         "encoder": "e",
+        "reader": "r",
         "bundle": str(tmp_path / "b.edge"),
         "require_signature": "1",
         "context": "128",
@@ -169,7 +171,7 @@ def test_a_bad_file_is_one_line_that_names_it(home: Path, content: bytes) -> Non
 
 def test_an_unknown_setting_lists_those_that_exist(home: Path) -> None:
     with_file(home, "contxt = 5")
-    with pytest.raises(ConfigError, match=r"'contxt'; use one of budget, bundle, context, encoder, model"):
+    with pytest.raises(ConfigError, match=r"'contxt'; use one of adapter, budget, bundle, context, encoder, model"):
         load(home)
 
 

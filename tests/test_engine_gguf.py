@@ -18,6 +18,7 @@ from threading import Event
 import numpy as np
 import pytest
 from gguf_files import BOOL, U32, Field, tiny_llama
+from lora_files import halves, tiny_adapter
 
 pytest.importorskip("llama_cpp")
 
@@ -31,6 +32,7 @@ from edge_sdk.errors import (
     GrammarError,
     MissingExtraError,
     ModelDamagedError,
+    ModelError,
     ModelNotFoundError,
     TemplateError,
 )
@@ -707,3 +709,99 @@ def test_smollm2_cut_short_never_reaches_native_code(
         (tmp_path / "cut.gguf").write_bytes(file.read(3 << 20))
     with pytest.raises(ModelDamagedError, match=r"token_embd\.weight has 30081024 bytes, the file has 3145728"):
         GgufEngine.open(tmp_path / "cut.gguf")
+
+
+# --- adapters ---------------------------------------------------------------------------------------
+
+
+def merged(model: Path, adapter: Path, out: Path) -> Path:
+    """The model with the adapter's products added to its weights, in numpy."""
+    from quantize.gguf_models.tensors import GgufModel, write_gguf
+
+    base, added = GgufModel(model), GgufModel(adapter)
+    names = {name.rpartition(".")[0] for name in added.tensors}
+
+    def blocks(name: str, _type: str) -> np.ndarray:
+        a, b = added.floats(f"{name}.lora_a"), added.floats(f"{name}.lora_b")
+        return (base.floats(name) + 8.0 / 4 * b @ a).astype(np.float32).view(np.uint8)
+
+    write_gguf(base, out, dict.fromkeys(names, "F32"), blocks)
+    return out
+
+
+def first_logits(engine: GgufEngine, prompt: str = "the rain and the sea") -> np.ndarray:
+    for _ in engine.generate(prompt, GenerateOptions(max_tokens=1)):
+        pass
+    return np.ctypeslib.as_array(engine._model.row(), (engine._model.size,)).copy()
+
+
+def test_an_adapter_is_the_model_with_its_products_added(tiny: Path, tmp_path: Path) -> None:
+    adapter = tiny_adapter(tmp_path / "a.gguf")
+    with GgufEngine.open(tiny, context=256, threads=1, adapter=adapter) as opened:
+        adapted, used = first_logits(opened), opened.adapter
+    with GgufEngine.open(merged(tiny, adapter, tmp_path / "m.gguf"), context=256, threads=1) as opened:
+        expected = first_logits(opened)
+    with GgufEngine.open(tiny, context=256, threads=1) as opened:
+        plain = first_logits(opened)
+    assert used == adapter
+    np.testing.assert_allclose(adapted, expected, atol=1e-4)
+    assert np.abs(plain - expected).max() > 0.1
+
+
+def test_adapters_are_swapped_on_a_loaded_model(tiny: Path, tmp_path: Path) -> None:
+    """There and back: nothing of one shows in what another or none says, nor do its keys and values."""
+    one, two = tiny_adapter(tmp_path / "1.gguf", seed=1), tiny_adapter(tmp_path / "2.gguf", seed=2)
+    with GgufEngine.open(tiny, context=256, threads=1) as opened:
+        seen = [(first_logits(opened), opened.fingerprint)]
+        for each in (one, two, one, None):
+            opened.use_adapter(each)
+            assert opened.adapter == each
+            seen.append((first_logits(opened), opened.fingerprint))
+    for first, second in ((1, 3), (0, 4)):
+        np.testing.assert_array_equal(seen[first][0], seen[second][0])
+        assert seen[first][1] == seen[second][1]
+    assert len({print_ for _, print_ in seen}) == 3
+    assert np.abs(seen[1][0] - seen[2][0]).max() > 0.1
+
+
+def test_an_adapter_that_does_not_fit_changes_nothing(tiny: Path, tmp_path: Path) -> None:
+    good = tiny_adapter(tmp_path / "good.gguf")
+    other = tiny_adapter(tmp_path / "other.gguf", tensors=halves(shapes={"blk.0.attn_q.weight": (64, 32)}))
+    cut = tmp_path / "cut.gguf"
+    cut.write_bytes(good.read_bytes()[:-100])
+    with pytest.raises(ModelError, match="of 64 x 32"):
+        GgufEngine.open(tiny, context=256, threads=1, adapter=other)
+    with GgufEngine.open(tiny, context=256, threads=1, adapter=good) as opened:
+        before, named = first_logits(opened), opened.fingerprint
+        for bad, error in ((other, ModelError), (cut, ModelDamagedError), (tmp_path / "none", ModelNotFoundError)):
+            with pytest.raises(error):
+                opened.use_adapter(bad)
+        assert (opened.adapter, opened.fingerprint) == (good, named)
+        np.testing.assert_allclose(first_logits(opened), before, atol=1e-4)  # from keys and values that were kept
+
+
+def test_what_llama_cpp_refuses_leaves_the_adapter_in_use(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The check before it would have refused it too, so it is switched off here."""
+    good = tiny_adapter(tmp_path / "good.gguf")
+    other = tiny_adapter(tmp_path / "other.gguf", tensors=halves(shapes={"blk.0.attn_q.weight": (64, 32)}))
+    with GgufEngine.open(tiny, context=256, threads=1, adapter=good) as opened:
+        before = first_logits(opened)
+        monkeypatch.setattr("edge_sdk.engines.engine_gguf.read_adapter", lambda path, model: None)
+        with pytest.raises(EngineError, match=r"cannot use other.gguf with tiny.gguf: .*incorrect shape"):
+            opened.use_adapter(other)
+        assert opened.adapter == good
+        np.testing.assert_allclose(first_logits(opened), before, atol=1e-4)
+
+
+def test_an_adapter_is_not_swapped_under_a_generation(tiny: Path, tmp_path: Path) -> None:
+    with GgufEngine.open(tiny, context=256, threads=1) as opened:
+        running = opened.generate("the sea", TEN)
+        next(running)
+        with pytest.raises(EngineError, match="busy"):
+            opened.use_adapter(tiny_adapter(tmp_path / "a.gguf"))
+        running.close()
+        opened.use_adapter(tmp_path / "a.gguf")
+    with pytest.raises(EngineError, match="closed"):
+        opened.use_adapter(None)

@@ -14,12 +14,15 @@ from pathlib import Path
 from typing import Final, NoReturn
 
 from ..confidence.calibration import Calibrations, load
+from ..encoders.static_encoder import DESCRIPTION_FILE, STATIC_FILE
 from ..errors import BundleError, CalibrationError, ModelError
+from ..heads.head_file import ARRAYS_FILE, HEAD_FILE, read_head
+from ..model_files.gguf_adapter import read_adapter
 from ..model_files.gguf_header import GgufHeader, read_header
 from ..model_files.onnx_session import find_model, inspect_onnx
 from .manifest import BundleFile, DecoderPart, Manifest
 
-CHECKS: Final = 1
+CHECKS: Final = 2
 """Counts up when a check is added: what passed the older ones is checked again."""
 _MAX_TEXT = 1 << 26
 _MAX_TEMPLATE = 1 << 16
@@ -41,7 +44,9 @@ def check_structure(manifest: Manifest, folder: Path) -> dict[str, str]:
         except OSError as error:
             raise BundleError(f"{folder / entry.path} cannot be read: {error.strerror or error}") from error
     for role in manifest.roles():
-        if role in ("encoder", "reader") or role.startswith("head:"):
+        if role.startswith("head:") and any(entry.path.endswith(f"/{HEAD_FILE}") for entry in manifest.of(role)):
+            _check_head(manifest, role, folder)
+        elif role in ("encoder", "reader") or role.startswith("head:"):
             _check_folder(manifest, role, folder)
     if manifest.decoder is not None and manifest.decoder.format == "onnx":
         _check_folder(manifest, "decoder", folder)
@@ -71,12 +76,15 @@ def _check_decoder(manifest: Manifest, part: DecoderPart, header: GgufHeader, pa
 
 
 def _adapter(manifest: Manifest, entry: BundleFile, path: Path) -> str:
-    header = read_header(path)
-    if header.metadata.get("general.type") != "adapter":
-        _fail(entry.path, "it is a GGUF file, but no adapter (general.type)")
-    if manifest.decoder is not None and header.architecture != manifest.decoder.architecture:
-        _fail(entry.path, f"it is for {header.architecture}, the decoder is {manifest.decoder.architecture}")
-    return f"GGUF adapter of {len(header.tensors)} tensors"
+    """An adapter that fits the bundle's decoder; without one it is for a decoder that is not in the bundle."""
+    decoder = None
+    if manifest.decoder is not None:
+        if manifest.decoder.format != "gguf":
+            _fail(entry.path, f"an adapter goes with a GGUF decoder, not with {manifest.decoder.format}")
+        folder = path.parents[len(Path(entry.path).parts) - 1]
+        decoder = read_header(folder / manifest.of("decoder")[0].path)
+    found = read_adapter(path, decoder)
+    return f"LoRA adapter of rank {found.rank} for {len(found.adapted)} matrices"
 
 
 def _model_file(manifest: Manifest, entry: BundleFile, path: Path) -> str:
@@ -155,12 +163,18 @@ def _check_folder(manifest: Manifest, role: str, folder: Path) -> None:
     place = Path(files[0].path).parent
     names = {Path(entry.path).name for entry in files}
     static = role == "encoder" and manifest.encoder is not None and manifest.encoder.format == "static"
-    wanted = {"static.npz", "static.json", "tokenizer.json"} if static else {"tokenizer.json"}
-    if role.startswith("head:"):
-        wanted = set()
+    _check_encoder_files(place, names, static=static, folder=folder, tokenizer=not role.startswith("head:"))
+
+
+def _check_encoder_files(
+    place: Path, names: set[str], *, static: bool, folder: Path, tokenizer: bool = True
+) -> None:
+    wanted = {"tokenizer.json"} if tokenizer else set()
+    if static:
+        wanted |= {STATIC_FILE, DESCRIPTION_FILE}
     if lacking := sorted(wanted - names):
         _fail(place.as_posix(), f"{lacking[0]} is missing")
-    if not static and "static.npz" in names:
+    if not static and STATIC_FILE in names:
         _fail(place.as_posix(), "it holds the vectors of a static encoder, and is none")
     if not static and sum(name.endswith(".onnx") for name in names) != 1:
         _fail(place.as_posix(), "it does not hold exactly one .onnx file")
@@ -168,6 +182,20 @@ def _check_folder(manifest: Manifest, role: str, folder: Path) -> None:
         lost = [path.name for path in inspect_onnx(find_model(folder / place)).external if path.name not in names]
         if lost:
             _fail(place.as_posix(), f"{lost[0]!r} is missing")
+
+
+def _check_head(manifest: Manifest, role: str, folder: Path) -> None:
+    """A head is sound, and the encoder that it was fitted with is beside it or the bundle's own."""
+    place = Path(manifest.of(role)[0].path).parent
+    names = {Path(entry.path).name for entry in manifest.of(role)}
+    try:
+        head = read_head(folder / place)
+    except ModelError as error:
+        _fail(place.as_posix(), error.message.replace(f"{folder}{os.sep}", ""))
+    if names - {HEAD_FILE, ARRAYS_FILE}:
+        _check_encoder_files(place, names, static=STATIC_FILE in names, folder=folder)
+    elif head.encoder is not None and (manifest.encoder is None or manifest.encoder.fingerprint != head.encoder):
+        _fail(place.as_posix(), "the encoder that it was fitted with is neither beside it nor the bundle's")
 
 
 def _check_template(path: str, template: str | None, stated: str | None) -> None:

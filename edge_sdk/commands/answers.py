@@ -21,7 +21,7 @@ from ..route import Policy, WhenUnsure
 from .options import cancel_on_interrupt, console, options, print_json
 
 _MODELS = (
-    *("store", "bundle", "require_signature", "model", "encoder", "context", "threads"),
+    *("store", "bundle", "require_signature", "model", "adapter", "encoder", "reader", "context", "threads"),
     *("remote", "remote_model", "remote_key_file", "remote_prices", "budget", "privacy", "privacy_send"),
 )
 

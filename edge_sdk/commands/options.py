@@ -29,7 +29,11 @@ _OPTIONS: dict[str, Callable[[Command], Command]] = {
     "home": click.option("--home", type=click.Path(path_type=Path), help="Models and settings (EDGE_HOME)."),
     "store": click.option("--store", type=click.Path(path_type=Path), help="The SQLite file (EDGE_STORE)."),
     "model": click.option("--model", help="Decoder: a catalog name or a .gguf file (EDGE_MODEL)."),
+    "adapter": click.option(
+        "--adapter", help="LoRA adapter of the decoder: a .gguf file, a name in the bundle, or none."
+    ),
     "encoder": click.option("--encoder", help="Encoder: a catalog name or a folder (EDGE_ENCODER)."),
+    "reader": click.option("--reader", help="Reader of passages: a folder, or none."),
     "bundle": click.option(
         "--bundle", type=click.Path(path_type=Path), help="Models and calibrations: a .edge file or its folder."
     ),

@@ -61,7 +61,7 @@ class Engine(Protocol):
 
     @property
     def fingerprint(self) -> str:
-        """Names the model's weights: SHA-256 of the file, hexadecimal. May take as long as reading the file."""
+        """Names the weights, an adapter's too: a SHA-256, hexadecimal. May take as long as reading the file."""
 
     @property
     def context(self) -> int:

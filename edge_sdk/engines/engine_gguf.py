@@ -6,12 +6,13 @@ threads ask. Knows nothing of documents; the C functions are in `llama`, the fil
 
 from __future__ import annotations
 
+import hashlib
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from threading import Event
 from types import TracebackType
@@ -19,11 +20,13 @@ from typing import Self
 
 from ..device import available_memory, default_threads
 from ..errors import ConfigError, ContextOverflowError, EngineError
+from ..model_files.gguf_adapter import read_adapter
 from ..model_files.gguf_header import GgufHeader, read_header
 from ..records import FinishReason, GenerateOptions, GenerationResult, Message, Token
 from .chat_template import ChatTemplate
 from .engine import Generation, TextStream, check_options, file_fingerprint
-from .llama import LlamaModel, Sampler, library
+from .llama import LlamaModel, library
+from .llama_sampler import Sampler
 from .profile import DEFAULT, Tuning
 
 _MAX_TEXT = 16 << 20  # bytes that `count` takes; llama.cpp counts in 32 bits and slows down on long texts
@@ -46,8 +49,9 @@ class GgufEngine:
         self, model: LlamaModel, header: GgufHeader, name: str, context: int, fingerprint: Callable[[], str]
     ) -> None:
         """Use `open`; this takes what it has loaded."""
-        self._fingerprint = fingerprint
-        self._model, self._name, self._context = model, name, context
+        self._file_hash = cache(fingerprint)
+        self._adapter: tuple[Path, str] | None = None  # with its hash
+        self._model, self._header, self._name, self._context = model, header, name, context
         self._template_source, self._longest = header.chat_template, max(1, header.longest_token)
         self._taken = threading.Lock()  # by a generation, for as long as it runs
         self._native = threading.Lock()  # by whoever is inside llama.cpp
@@ -65,15 +69,17 @@ class GgufEngine:
         sha256: str | None = None,
         template: str | None = None,
         tuning: Tuning = DEFAULT,
+        adapter: Path | None = None,
     ) -> Self:
         """Check the file's header, then load it; the weights are mapped, not read.
 
         `sha256` is the file's, where that is known; it is computed when it is asked for, else. `template` is a
-        chat template to use instead of the file's.
+        chat template to use instead of the file's, `adapter` a LoRA adapter in GGUF; see `use_adapter`.
         `context` is at most what the model was trained for, and 4,096 unless given; `threads` follows the device.
         `gpu_layers` other than 0 needs a llama.cpp built for a GPU, and then a prefill can only be cancelled
-        between batches. Raises `ModelNotFoundError`, `ModelDamagedError` before native code sees the file,
-        `EngineError` where llama.cpp cannot load it or memory cannot hold it, and `MissingExtraError`.
+        between batches. Raises `ModelNotFoundError`, `ModelDamagedError` before native code sees a file,
+        `ModelError` for the adapter of another model, `EngineError` where llama.cpp cannot load it or memory cannot
+        hold it, and `MissingExtraError`.
         """
         library()
         threads = default_threads() if threads is None else threads
@@ -86,18 +92,41 @@ class GgufEngine:
         name = name or header.name or path.stem
         wanted = min(wanted, header.context_length or wanted)
         _check_memory(name, header, wanted)
-        model = LlamaModel(path, context=wanted, threads=threads, gpu_layers=gpu_layers, tuning=tuning)
-        return cls(model, header, name, wanted, lambda: sha256 or file_fingerprint(path))
+        used = None if adapter is None else (adapter, _checked_adapter(adapter, header))
+        model = LlamaModel(
+            path, context=wanted, threads=threads, gpu_layers=gpu_layers, tuning=tuning, adapter=adapter
+        )
+        engine = cls(model, header, name, wanted, lambda: sha256 or file_fingerprint(path))
+        engine._adapter = used
+        return engine
 
     @property
     def name(self) -> str:
         """The model's name as the user knows it."""
         return self._name
 
-    @cached_property
+    @property
     def fingerprint(self) -> str:
-        """SHA-256 of the model file, hexadecimal."""
-        return self._fingerprint()
+        """SHA-256 of the model file, hexadecimal; with an adapter, of that and the adapter's together."""
+        if self._adapter is None:
+            return self._file_hash()
+        return hashlib.sha256(f"{self._file_hash()} {self._adapter[1]}".encode()).hexdigest()
+
+    @property
+    def adapter(self) -> Path | None:
+        """The file of the LoRA adapter in use."""
+        return self._adapter[0] if self._adapter else None
+
+    def use_adapter(self, adapter: Path | None) -> None:
+        """Take another LoRA adapter from now on, or none; the model stays loaded.
+
+        Raises `ModelDamagedError`, `ModelNotFoundError` or `ModelError` for a file that is none or does not fit the
+        model, and `EngineError` during a generation or where llama.cpp fails; then the one in use stays.
+        """
+        used = None if adapter is None else (adapter, _checked_adapter(adapter, self._header))
+        with self._alone(), self._inside() as model:
+            model.adapt(adapter)
+            self._adapter = used
 
     @property
     def context(self) -> int:
@@ -110,7 +139,11 @@ class GgufEngine:
         That includes the token that some models want at the beginning, and special tokens spelled in `text`.
         Raises `EngineError` for a text of more than 16 MiB.
         """
-        return len(self._tokens(_encoded(text)))
+        return len(self.tokens(text))
+
+    def tokens(self, text: str) -> list[int]:
+        """The tokens that `generate` would evaluate for `text` as the whole prompt; see `count`."""
+        return self._tokens(_encoded(text))
 
     def render(self, messages: Sequence[Message]) -> str:
         """The model's chat template applied, ending where the assistant's turn begins; ChatML where it has none.
@@ -158,6 +191,18 @@ class GgufEngine:
             self._check_open()
             yield self._model
 
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """The engine, for as long as a generation takes, to it alone."""
+        if not self._taken.acquire(blocking=False):
+            raise EngineError(
+                f"{self._name} is busy with another generation", hint="finish or close that one first"
+            )
+        try:
+            yield
+        finally:
+            self._taken.release()
+
     def _check_open(self) -> None:
         if self._closed.is_set():
             raise EngineError(f"{self._name} is closed")
@@ -184,11 +229,7 @@ class GgufEngine:
     def _run(
         self, prompt: list[int], options: GenerateOptions, sampler: Sampler, cancel: Event
     ) -> Generator[Token, None, GenerationResult]:
-        if not self._taken.acquire(blocking=False):
-            raise EngineError(
-                f"{self._name} is busy with another generation", hint="finish or close that one first"
-            )
-        try:
+        with self._alone():
             started, produced, decoding, chosen = time.perf_counter(), 0, 0.0, -1
 
             def stopped() -> bool:
@@ -223,8 +264,6 @@ class GgufEngine:
                 decoding += time.perf_counter() - started
                 yield Token(chosen, text, figures.logprob, figures.entropy, figures.margin)
             return GenerationResult(reason, len(prompt), cached, produced, prefilling * 1e3, decoding * 1e3)
-        finally:
-            self._taken.release()
 
 
 def _encoded(text: str) -> bytes:
@@ -232,6 +271,12 @@ def _encoded(text: str) -> bytes:
     if len(raw) > _MAX_TEXT:
         raise EngineError(f"a text of {len(raw)} bytes is too long, the limit is {_MAX_TEXT}")
     return raw
+
+
+def _checked_adapter(path: Path, model: GgufHeader) -> str:
+    """The hash of an adapter that fits the model."""
+    read_adapter(path, model)
+    return file_fingerprint(path)
 
 
 def _check_memory(name: str, header: GgufHeader, context: int) -> None:

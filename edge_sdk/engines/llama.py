@@ -1,7 +1,7 @@
-"""llama.cpp behind Python types: a loaded model with its context, and the choice of tokens.
+"""llama.cpp behind Python types: a loaded model with its context and adapter.
 
-The one place that knows ctypes and the C functions of llama-cpp-python's low-level module. It knows nothing of
-prompts or text. Nothing here may be used by two threads at once; `engine_gguf` sees to that.
+With `llama_sampler` the one place that knows ctypes and the C functions of llama-cpp-python's low-level module. It
+knows nothing of prompts or text. Nothing here may be used by two threads at once; `engine_gguf` sees to that.
 """
 
 from __future__ import annotations
@@ -12,35 +12,21 @@ import platform
 import weakref
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any
 
-import numpy as np
-
-from ..errors import EngineError, GrammarError, MissingExtraError
-from ..kernel_faces import flag, logits
-from ..records import GenerateOptions
-from .gbnf import check_grammar
-from .json_schema import checked_schema
+from ..errors import EngineError, MissingExtraError
+from ..kernel_faces import flag
 from .native_thread import NativeThread
 from .profile import DEFAULT, Tuning
-
-if TYPE_CHECKING:
-    from kernels.logits import LogitsFigures
 
 _ABORTED = 2  # what llama_decode returns then
 _ERROR, _CONTINUED = 4, 5  # levels of ggml's log
 _SPECIAL = 1 << 0 | 1 << 3  # LLAMA_TOKEN_ATTR_UNKNOWN and _CONTROL: what is parsed as a special token
-_CANDIDATE = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])  # llama_token_data
-# The converter lets a string hold control characters, and then it is no JSON. Naming what is allowed also keeps out
-# byte sequences beyond the last character of Unicode.
-_CHARACTER = (r'char ::= [^"\\]', r"char ::= [ !#-\[\]-~\u0080-\uD7FF\uE000-\U0010FFFF]")
-_COLDEST = 1e-4  # below it the logits divided by the temperature overflow
-_PENALTY_WINDOW = 64  # the last tokens that `repeat_penalty` looks at, as in llama.cpp
 
-_complaints: deque[str] = deque(maxlen=3)
+complaints: deque[str] = deque(maxlen=3)
 
 
 @cache
@@ -64,13 +50,22 @@ def library() -> Any:
         nonlocal level
         level = level if at == _CONTINUED else at
         if level == _ERROR:
-            _complaints.append(text.decode("utf-8", "replace").strip())
+            complaints.append(text.decode("utf-8", "replace").strip())
 
     callback = module.llama_log_callback(listen)
     module.llama_log_set(callback, None)
     module.edge_log_callback = callback  # native code may call it for as long as the module lives
     module.llama_backend_init()
     return module
+
+
+@dataclass(slots=True)
+class _Handles:
+    """What llama.cpp has made and has to free; the last two change when another adapter comes in."""
+
+    model: Any
+    context: Any = None
+    adapter: Any = None
 
 
 class LlamaModel:
@@ -84,19 +79,21 @@ class LlamaModel:
         threads: int,
         gpu_layers: int,
         tuning: Tuning = DEFAULT,
+        adapter: Path | None = None,
         observer: Any = None,
     ) -> None:
-        """Load `path`, whose header has been checked. Raises `EngineError` with llama.cpp's own words.
+        """Load `path`, and a LoRA `adapter`; the headers of both have been checked.
 
-        `observer`, a `ggml_backend_sched_eval_callback`, is asked about every operation; it must not raise.
+        Raises `EngineError` with llama.cpp's own words. `observer`, a `ggml_backend_sched_eval_callback`, is asked
+        about every operation; it must not raise.
         """
         self._lib = lib = library()
-        _complaints.clear()
+        complaints.clear()
         settings = lib.llama_model_default_params()
         settings.n_gpu_layers, settings.load_mode = gpu_layers, lib.LLAMA_LOAD_MODE_MMAP
-        model = lib.llama_model_load_from_file(str(path).encode("utf-8", "surrogateescape"), settings)
+        model = lib.llama_model_load_from_file(_native_path(path), settings)
         if not model:
-            raise EngineError(f"llama.cpp cannot load {path.name}: {_complaint()}")
+            raise EngineError(f"llama.cpp cannot load {path.name}: {complaint()}")
         settings = lib.llama_context_default_params()
         self._batch = min(tuning.batch, context)
         settings.n_ctx, settings.n_batch, settings.n_ubatch = context, self._batch, self._batch
@@ -106,22 +103,52 @@ class LlamaModel:
         settings.n_threads = settings.n_threads_batch = threads
         if observer is not None:
             settings.cb_eval = self._observer = observer  # kept alive as long as the context
-        handle = lib.llama_init_from_model(model, settings)
-        memory = handle and lib.llama_get_memory(handle)
+        self._settings, self._handles, self._file = settings, _Handles(model), path.name
         self._thread = NativeThread("edge-llama")
-        self._free = weakref.finalize(self, _free, lib, handle, model, self._thread)
+        self._free = weakref.finalize(self, _free, lib, self._handles, self._thread)
         self._free.atexit = False  # another thread may still be at work then, and the process ends anyway
-        if not handle or not memory:
-            self.close()
-            what = f"a context of {context} tokens" if not handle else "text: it is not a language model"
-            raise EngineError(f"llama.cpp cannot make {what} with {path.name}: {_complaint()}")
-        self._context, self._memory, self.vocabulary = handle, memory, lib.llama_model_get_vocab(model)
-        self.size = int(lib.llama_vocab_n_tokens(self.vocabulary))
         self.seen: list[int] = []
+        try:
+            self._begin_context(adapter)
+        except EngineError:
+            self.close()
+            raise
+        self.vocabulary = lib.llama_model_get_vocab(model)
+        self.size = int(lib.llama_vocab_n_tokens(self.vocabulary))
         self._pieces: dict[int, bytes] = {}
         self._stop = flag.Flag()
         self._token = (ctypes.c_int32 * 1)()
         self._single = lib.llama_batch(n_tokens=1, token=self._token)
+
+    def adapt(self, adapter: Path | None) -> None:
+        """Use the LoRA adapter of a file that has been checked instead of the one in use, or none.
+
+        What was seen is forgotten. Raises `EngineError`, and then everything is as it was.
+        """
+        self._thread.run(lambda: self._begin_context(adapter))
+
+    def _begin_context(self, path: Path | None) -> bool:
+        """A new context, for llama.cpp plans its graphs when it makes one, for the adapters that are there then."""
+        lib, handles = self._lib, self._handles
+        complaints.clear()
+        made = _Handles(handles.model)
+        if path is not None:
+            made.adapter = lib.llama_adapter_lora_init(made.model, _native_path(path))
+            if not made.adapter:
+                raise EngineError(f"llama.cpp cannot use {path.name} with {self._file}: {complaint()}")
+        made.context = lib.llama_init_from_model(made.model, self._settings)
+        memory = made.context and lib.llama_get_memory(made.context)
+        if not memory or not _set_adapter(lib, made):
+            what = f"a context of {self._settings.n_ctx} tokens"
+            what = "text: it is not a language model" if made.context and not memory else what
+            _free_context(lib, made)
+            raise EngineError(f"llama.cpp cannot make {what} with {self._file}: {complaint()}")
+        old = replace(handles)
+        handles.context, handles.adapter = made.context, made.adapter
+        self._context, self._memory = made.context, memory
+        self.seen.clear()
+        _free_context(lib, old)
+        return True
 
     def close(self) -> None:
         """Free both; again does nothing. Nothing else may be called afterwards."""
@@ -238,7 +265,7 @@ class LlamaModel:
         if code and code != _ABORTED:
             self._lib.llama_memory_clear(self._memory, True)
             self.seen.clear()
-            raise EngineError(f"llama.cpp fails to evaluate {batch.n_tokens} tokens (code {code}): {_complaint()}")
+            raise EngineError(f"llama.cpp fails to evaluate {batch.n_tokens} tokens (code {code}): {complaint()}")
         return not code
 
     def row(self) -> Any:
@@ -249,139 +276,35 @@ class LlamaModel:
         return row
 
 
-class Sampler:
-    """Chooses tokens of one answer as `options` say, and measures each from the raw logits.
-
-    Greedy without penalty or grammar needs the kernel alone. With a grammar a token is chosen freely first, and
-    among what the grammar allows only where it does not allow that one, as llama.cpp's own programs do.
-    """
-
-    def __init__(self, model: LlamaModel, options: GenerateOptions, prompt: Sequence[int]) -> None:
-        """Raises `GrammarError` for a bad schema or grammar. `prompt` counts for the penalty on repetition."""
-        self._model, self._lib = model, library()
-        lib = self._lib
-        text = options.grammar if options.json_schema is None else json_schema_to_gbnf(options.json_schema)
-        self._grammar = None if text is None else _grammar(model, text)
-        self._chain = None
-        if options.temperature > 0 or options.repeat_penalty != 1.0:
-            self._chain = lib.llama_sampler_chain_init(lib.llama_sampler_chain_default_params())
-            for sampler in _samplers(lib, options, model.size):
-                lib.llama_sampler_chain_add(self._chain, sampler)
-            for token in prompt[-_PENALTY_WINDOW:]:
-                lib.llama_sampler_accept(self._chain, token)
-        weakref.finalize(self, _free_samplers, lib, self._grammar, self._chain).atexit = False
-        self._ids = np.arange(model.size if text or self._chain else 0, dtype=np.int32)
-        self._candidates = np.zeros(len(self._ids), _CANDIDATE)
-
-    def choose(self) -> LogitsFigures:
-        """The next token, as `chosen`, with its figures."""
-        row = self._model.row()
-        try:
-            figures = logits.measure_at(row, self._model.size)
-        except ValueError as error:
-            raise EngineError(f"the model fails: {error}", hint="its file may be damaged") from error
-        chosen = figures.best if self._chain is None else self._draw(row, constrained=False)
-        if self._grammar is not None and not self._allows(chosen):
-            chosen = self._draw(row, constrained=True)
-        for sampler in (self._grammar, self._chain):
-            if sampler is not None:
-                self._lib.llama_sampler_accept(sampler, chosen)
-        if chosen == figures.best:
-            return figures
-        return replace(figures, chosen=chosen, logprob=min(0.0, row[chosen] - figures.logsumexp))
-
-    def _draw(self, row: Any, *, constrained: bool) -> int:
-        candidates = self._candidates
-        candidates["id"], candidates["logit"] = self._ids, np.ctypeslib.as_array(row, (self._model.size,))
-        array = self._array(candidates)
-        if constrained:
-            self._lib.llama_sampler_apply(self._grammar, array)
-            best = int(candidates["logit"].argmax())
-            if candidates["logit"][best] == -np.inf:
-                raise EngineError("the grammar allows no token that the model has", hint="loosen the grammar")
-            if self._chain is None:
-                return best
-        self._lib.llama_sampler_apply(self._chain, array)
-        if array.selected < 0:
-            raise EngineError("llama.cpp selected no token")
-        return int(array.data[array.selected].id)
-
-    def _allows(self, token: int) -> bool:
-        candidate = np.zeros(1, _CANDIDATE)
-        candidate["id"] = token
-        self._lib.llama_sampler_apply(self._grammar, self._array(candidate))
-        return bool(candidate["logit"][0] == 0.0)
-
-    def _array(self, candidates: Any) -> Any:
-        data = candidates.ctypes.data_as(self._lib.llama_token_data_p)
-        return self._lib.llama_token_data_array(data=data, size=len(candidates), selected=-1, sorted=False)
+def complaint() -> str:
+    """What llama.cpp has said of its last errors."""
+    return "; ".join(complaints) or "it gives no reason"
 
 
-def json_schema_to_gbnf(schema: str) -> str:
-    """The grammar of a JSON Schema document, by llama-cpp-python's converter. Raises `GrammarError`.
-
-    Only what the converter really enforces is accepted; see `json_schema`.
-    """
-    from llama_cpp.llama_grammar import SchemaConverter
-
-    content, make = checked_schema(schema), cast(Any, SchemaConverter)
-    converter = make(prop_order={}, allow_fetch=False, dotall=False, raw_pattern=False)
-    converter._format_literal = _literal
-    try:
-        converter.visit(converter.resolve_refs(content, "schema"), "")
-        return str(converter.format_grammar()).replace(*_CHARACTER)
-    except Exception as error:  # it asserts, and looks up what is not there
-        raise GrammarError(f"the JSON schema cannot be made a grammar: {error or type(error).__name__}") from error
+def _native_path(path: Path) -> bytes:
+    return str(path).encode("utf-8", "surrogateescape")
 
 
-def _literal(text: str) -> str:
-    """A literal of the grammar. The converter's own leaves backslashes alone, so that a quoted quote breaks it."""
-    for plain, escaped in (("\\", "\\\\"), ('"', '\\"'), ("\n", "\\n"), ("\r", "\\r")):
-        text = text.replace(plain, escaped)
-    return f'"{text}"'
+def _set_adapter(lib: Any, handles: _Handles) -> bool:
+    """Give the context the adapter, if there is one."""
+    if not handles.adapter:
+        return True
+    adapters, scales = (lib.llama_adapter_lora_p_ctypes * 1)(handles.adapter), (ctypes.c_float * 1)(1.0)
+    return not lib.llama_set_adapters_lora(handles.context, adapters, 1, scales)
 
 
-def _grammar(model: LlamaModel, text: str) -> Any:
-    check_grammar(text)
-    _complaints.clear()
-    sampler = library().llama_sampler_init_grammar(model.vocabulary, text.encode("utf-8", "replace"), b"root")
-    if not sampler:
-        raise GrammarError(f"llama.cpp refuses the grammar: {_complaint()}")
-    return sampler
+def _free_context(lib: Any, handles: _Handles) -> None:
+    """Free a context and then its adapter."""
+    if handles.context:
+        lib.llama_free(handles.context)
+    if handles.adapter:
+        lib.llama_adapter_lora_free(handles.adapter)
 
 
-def _samplers(lib: Any, options: GenerateOptions, size: int) -> list[Any]:
-    """In llama.cpp's order. The seed avoids the value that means "at random"."""
-    samplers = []
-    if options.repeat_penalty != 1.0:
-        samplers.append(lib.llama_sampler_init_penalties(size, _PENALTY_WINDOW, options.repeat_penalty, 0.0, 0.0))
-    if options.temperature == 0:
-        return [*samplers, lib.llama_sampler_init_greedy()]
-    return [
-        *samplers,
-        lib.llama_sampler_init_top_k(max(0, min(options.top_k, size))),
-        lib.llama_sampler_init_top_p(options.top_p, 1),
-        lib.llama_sampler_init_min_p(options.min_p, 1),
-        lib.llama_sampler_init_temp(max(options.temperature, _COLDEST)),
-        lib.llama_sampler_init_dist(options.seed % 0xFFFFFFFF),
-    ]
-
-
-def _complaint() -> str:
-    return "; ".join(_complaints) or "it gives no reason"
-
-
-def _free(lib: Any, context: Any, model: Any, thread: NativeThread) -> None:
+def _free(lib: Any, handles: _Handles, thread: NativeThread) -> None:
     def free() -> bool:
-        if context:
-            lib.llama_free(context)
-        lib.llama_model_free(model)
+        _free_context(lib, handles)
+        lib.llama_model_free(handles.model)
         return True
 
     thread.end(free)  # there, so that it comes after whatever still computes
-
-
-def _free_samplers(lib: Any, *samplers: Any) -> None:
-    for sampler in samplers:
-        if sampler is not None:
-            lib.llama_sampler_free(sampler)

@@ -27,7 +27,7 @@ _MAX_FIELDS, _MAX_TENSORS = 4_096, 16_384
 _MAX_STRING, _MAX_ELEMENTS, _MAX_TOKEN, _MAX_NAME = 8 << 20, 4 << 20, 1_024, 63
 _KEPT_ELEMENTS = 1_024  # longer arrays (vocabularies) are checked but not kept
 _NO_TOKEN = (1 << 32) - 1  # how some writers say "none"
-_STRING, _ARRAY, _BOOL, _BYTE_TOKEN = 8, 9, 7, 6
+_STRING, _ARRAY, _BOOL, _FLOAT, _BYTE_TOKEN = 8, 9, 7, 6, 6
 _ROPE_SCALING = ("none", "linear", "yarn", "longrope")
 _SCALARS: Final = {
     0: struct.Struct("<B"), 1: struct.Struct("<b"), 2: struct.Struct("<H"), 3: struct.Struct("<h"),
@@ -181,6 +181,8 @@ class _Reader:
             if key in result:
                 self.fail(f"the metadata key {key!r} comes twice")
             kind = self.u32(f"the type of {key}")
+            if key == "adapter.lora.alpha" and kind != _FLOAT:  # llama.cpp asserts that it is one
+                self.fail(f"{key} has the type {kind}")
             result[key] = self.array(key) if kind == _ARRAY else self.scalar(kind, key)
         return result
 
@@ -250,9 +252,7 @@ class _Reader:
             if kind not in TENSOR_TYPES:
                 self.fail(f"{name} has the unknown tensor type {kind}")
             label, weights, width = TENSOR_TYPES[kind]
-            elements = 1
-            for length in shape:
-                elements *= length
+            elements = math.prod(shape)
             if not elements or shape[0] % weights:
                 self.fail(f"the shape {shape} of {name} does not fit blocks of {weights} ({label})")
             length, offset = elements // weights * width, self.u64(f"the offset of {name}")

@@ -1,0 +1,155 @@
+"""llama.cpp's samplers behind Python types: the choice of tokens, and the grammars that limit it.
+
+Each token is measured from the raw logits by our kernel. Knows nothing of prompts or text; like the model it is of,
+a sampler may not be used by two threads at once.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+
+from ..errors import EngineError, GrammarError
+from ..kernel_faces import logits
+from ..records import GenerateOptions
+from .gbnf import check_grammar
+from .json_schema import checked_schema
+from .llama import LlamaModel, complaint, complaints, library
+
+if TYPE_CHECKING:
+    from kernels.logits import LogitsFigures
+
+_CANDIDATE = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])  # llama_token_data
+# The converter lets a string hold control characters, and then it is no JSON. Naming what is allowed also keeps out
+# byte sequences beyond the last character of Unicode.
+_CHARACTER = (r'char ::= [^"\\]', r"char ::= [ !#-\[\]-~\u0080-\uD7FF\uE000-\U0010FFFF]")
+_COLDEST = 1e-4  # below it the logits divided by the temperature overflow
+_PENALTY_WINDOW = 64  # the last tokens that `repeat_penalty` looks at, as in llama.cpp
+
+
+class Sampler:
+    """Chooses tokens of one answer as `options` say, and measures each from the raw logits.
+
+    Greedy without penalty or grammar needs the kernel alone. With a grammar a token is chosen freely first, and
+    among what the grammar allows only where it does not allow that one, as llama.cpp's own programs do.
+    """
+
+    def __init__(self, model: LlamaModel, options: GenerateOptions, prompt: Sequence[int]) -> None:
+        """Raises `GrammarError` for a bad schema or grammar. `prompt` counts for the penalty on repetition."""
+        self._model, self._lib = model, library()
+        lib = self._lib
+        text = options.grammar if options.json_schema is None else json_schema_to_gbnf(options.json_schema)
+        self._grammar = None if text is None else _grammar(model, text)
+        self._chain = None
+        if options.temperature > 0 or options.repeat_penalty != 1.0:
+            self._chain = lib.llama_sampler_chain_init(lib.llama_sampler_chain_default_params())
+            for sampler in _samplers(lib, options, model.size):
+                lib.llama_sampler_chain_add(self._chain, sampler)
+            for token in prompt[-_PENALTY_WINDOW:]:
+                lib.llama_sampler_accept(self._chain, token)
+        weakref.finalize(self, _free_samplers, lib, self._grammar, self._chain).atexit = False
+        self._ids = np.arange(model.size if text or self._chain else 0, dtype=np.int32)
+        self._candidates = np.zeros(len(self._ids), _CANDIDATE)
+
+    def choose(self) -> LogitsFigures:
+        """The next token, as `chosen`, with its figures."""
+        row = self._model.row()
+        try:
+            figures = logits.measure_at(row, self._model.size)
+        except ValueError as error:
+            raise EngineError(f"the model fails: {error}", hint="its file may be damaged") from error
+        chosen = figures.best if self._chain is None else self._draw(row, constrained=False)
+        if self._grammar is not None and not self._allows(chosen):
+            chosen = self._draw(row, constrained=True)
+        for sampler in (self._grammar, self._chain):
+            if sampler is not None:
+                self._lib.llama_sampler_accept(sampler, chosen)
+        if chosen == figures.best:
+            return figures
+        return replace(figures, chosen=chosen, logprob=min(0.0, row[chosen] - figures.logsumexp))
+
+    def _draw(self, row: Any, *, constrained: bool) -> int:
+        candidates = self._candidates
+        candidates["id"], candidates["logit"] = self._ids, np.ctypeslib.as_array(row, (self._model.size,))
+        array = self._array(candidates)
+        if constrained:
+            self._lib.llama_sampler_apply(self._grammar, array)
+            best = int(candidates["logit"].argmax())
+            if candidates["logit"][best] == -np.inf:
+                raise EngineError("the grammar allows no token that the model has", hint="loosen the grammar")
+            if self._chain is None:
+                return best
+        self._lib.llama_sampler_apply(self._chain, array)
+        if array.selected < 0:
+            raise EngineError("llama.cpp selected no token")
+        return int(array.data[array.selected].id)
+
+    def _allows(self, token: int) -> bool:
+        candidate = np.zeros(1, _CANDIDATE)
+        candidate["id"] = token
+        self._lib.llama_sampler_apply(self._grammar, self._array(candidate))
+        return bool(candidate["logit"][0] == 0.0)
+
+    def _array(self, candidates: Any) -> Any:
+        data = candidates.ctypes.data_as(self._lib.llama_token_data_p)
+        return self._lib.llama_token_data_array(data=data, size=len(candidates), selected=-1, sorted=False)
+
+
+def json_schema_to_gbnf(schema: str) -> str:
+    """The grammar of a JSON Schema document, by llama-cpp-python's converter. Raises `GrammarError`.
+
+    Only what the converter really enforces is accepted; see `json_schema`.
+    """
+    from llama_cpp.llama_grammar import SchemaConverter
+
+    content, make = checked_schema(schema), cast(Any, SchemaConverter)
+    converter = make(prop_order={}, allow_fetch=False, dotall=False, raw_pattern=False)
+    converter._format_literal = _literal
+    try:
+        converter.visit(converter.resolve_refs(content, "schema"), "")
+        return str(converter.format_grammar()).replace(*_CHARACTER)
+    except Exception as error:  # it asserts, and looks up what is not there
+        raise GrammarError(f"the JSON schema cannot be made a grammar: {error or type(error).__name__}") from error
+
+
+def _literal(text: str) -> str:
+    """A literal of the grammar. The converter's own leaves backslashes alone, so that a quoted quote breaks it."""
+    for plain, escaped in (("\\", "\\\\"), ('"', '\\"'), ("\n", "\\n"), ("\r", "\\r")):
+        text = text.replace(plain, escaped)
+    return f'"{text}"'
+
+
+def _grammar(model: LlamaModel, text: str) -> Any:
+    check_grammar(text)
+    complaints.clear()
+    sampler = library().llama_sampler_init_grammar(model.vocabulary, text.encode("utf-8", "replace"), b"root")
+    if not sampler:
+        raise GrammarError(f"llama.cpp refuses the grammar: {complaint()}")
+    return sampler
+
+
+def _samplers(lib: Any, options: GenerateOptions, size: int) -> list[Any]:
+    """In llama.cpp's order. The seed avoids the value that means "at random"."""
+    samplers = []
+    if options.repeat_penalty != 1.0:
+        samplers.append(lib.llama_sampler_init_penalties(size, _PENALTY_WINDOW, options.repeat_penalty, 0.0, 0.0))
+    if options.temperature == 0:
+        return [*samplers, lib.llama_sampler_init_greedy()]
+    return [
+        *samplers,
+        lib.llama_sampler_init_top_k(max(0, min(options.top_k, size))),
+        lib.llama_sampler_init_top_p(options.top_p, 1),
+        lib.llama_sampler_init_min_p(options.min_p, 1),
+        lib.llama_sampler_init_temp(max(options.temperature, _COLDEST)),
+        lib.llama_sampler_init_dist(options.seed % 0xFFFFFFFF),
+    ]
+
+
+def _free_samplers(lib: Any, *samplers: Any) -> None:
+    for sampler in samplers:
+        if sampler is not None:
+            lib.llama_sampler_free(sampler)

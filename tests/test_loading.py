@@ -1,0 +1,90 @@
+"""Which adapter goes with which decoder: flags, the bundle's choice, and what the adapter says of itself."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from bundle_files import recipe
+from gguf_files import BOOL, STRING, U32, Field, tiny_llama
+from lora_files import tiny_adapter
+
+from edge_sdk import loading
+from edge_sdk.config import Settings, load_settings
+from edge_sdk.engines.engine_gguf import GgufEngine
+from edge_sdk.errors import ModelError, ModelNotFoundError
+from edge_sdk.prompt import Reading
+from quantize.pack import Part, build_bundle
+
+pytest.importorskip("llama_cpp")
+TAUGHT = {"edge.prompt_tokens": Field(U32, 512), "edge.numbered": Field(BOOL, False)}
+
+
+def settings(home: Path, **flags: object) -> Settings:
+    return load_settings({"home": home, "offline": True, "context": 256, "threads": 1, **flags}, {})
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    return tiny_llama(tmp_path / "tiny-f32.gguf", context=256)
+
+
+def bundle(folder: Path, model: Path | None, **adapters: Path) -> Path:
+    parts = [Part("decoder", model, "MIT", "tiny")] if model else []
+    parts += [Part(f"adapter:{name}", path, "MIT") for name, path in adapters.items()]
+    build_bundle(recipe(parts), folder / "b.edge")
+    return folder / "b.edge"
+
+
+def loaded(found: Settings) -> tuple[str | None, Reading]:
+    """The name of the adapter's file, and how documents are read."""
+    engine, reading = loading.load_engine(found)
+    assert isinstance(engine, GgufEngine)
+    engine.close()
+    return engine.adapter and engine.adapter.name, reading
+
+
+def test_an_adapter_is_given_by_its_file_and_says_how_it_reads(tmp_path: Path, model: Path) -> None:
+    plain, taught = tiny_adapter(tmp_path / "p.gguf"), tiny_adapter(tmp_path / "t.gguf", fields=TAUGHT)
+    assert loaded(settings(tmp_path, model=str(model))) == (None, Reading())
+    assert loaded(settings(tmp_path, model=str(model), adapter=str(plain))) == ("p.gguf", Reading())
+    assert loaded(settings(tmp_path, model=str(model), adapter=str(taught))) == ("t.gguf", Reading(512, False))
+    from_environment = load_settings(
+        {"home": tmp_path, "model": str(model), "context": 256}, {"EDGE_ADAPTER": str(plain)}
+    )
+    assert loading.choose_adapter(from_environment) == plain
+    with pytest.raises(ModelNotFoundError, match=r"there is no adapter missing\.gguf"):
+        loaded(settings(tmp_path, model=str(model), adapter="missing.gguf"))
+
+
+def test_a_bundles_only_adapter_is_used_unless_told_otherwise(tmp_path: Path, model: Path) -> None:
+    own, style = tiny_adapter(tmp_path / "own.gguf", seed=9), tiny_adapter(tmp_path / "style.gguf", fields=TAUGHT)
+    packed = bundle(tmp_path, model, style=style)
+    assert loaded(settings(tmp_path, bundle=packed)) == ("style.gguf", Reading(512, False))
+    assert loaded(settings(tmp_path, bundle=packed, adapter="none")) == (None, Reading())
+    assert loaded(settings(tmp_path, bundle=packed, adapter=str(own))) == ("own.gguf", Reading())
+    assert loaded(settings(tmp_path, bundle=packed, model=str(model))) == (None, Reading())
+    weaker = load_settings({"home": tmp_path, "bundle": packed}, {"EDGE_ADAPTER": str(own)})
+    assert loading.choose_adapter(weaker).name == "style.gguf"  # type: ignore[union-attr]
+
+
+def test_of_several_the_default_or_the_named_one_is_used(tmp_path: Path, model: Path) -> None:
+    one, two = tiny_adapter(tmp_path / "1.gguf", seed=1), tiny_adapter(tmp_path / "2.gguf", seed=2)
+    packed = bundle(tmp_path, model, default=one, law=two)
+    assert loaded(settings(tmp_path, bundle=packed))[0] == "1.gguf"
+    assert loaded(settings(tmp_path, bundle=packed, adapter="law"))[0] == "2.gguf"
+    with pytest.raises(ModelNotFoundError, match="no adapter medicine; the bundle holds default, law"):
+        loaded(settings(tmp_path, bundle=packed, adapter="medicine"))
+    (tmp_path / "more").mkdir()
+    assert loaded(settings(tmp_path, bundle=bundle(tmp_path / "more", model, law=one, style=two)))[0] is None
+
+
+def test_an_adapter_without_a_decoder_brings_the_one_that_it_is_for(tmp_path: Path, model: Path) -> None:
+    """The base model stays where it is; the bundle is small."""
+    adapter = tiny_adapter(tmp_path / "a.gguf", fields={"edge.base_model": Field(STRING, str(model))})
+    packed = bundle(tmp_path, None, default=adapter)
+    assert loading.choose_decoder(settings(tmp_path, bundle=packed)).path == model
+    assert loaded(settings(tmp_path, bundle=packed))[0] == "a.gguf"
+    absent = tiny_adapter(tmp_path / "b.gguf", fields={"edge.base_model": Field(STRING, "smollm2")})
+    with pytest.raises(ModelError, match="edge pull smollm2"):
+        loaded(settings(tmp_path, adapter=str(absent)))
