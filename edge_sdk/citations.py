@@ -80,6 +80,21 @@ def _without_unknown(answer: str, known: int) -> tuple[str, int]:
     return answer, dropped
 
 
+def cite_span(number: int, passage: Passage, start: int, end: int) -> Citation:
+    """The sentence around `passage.text[start:end]`, as evidence for just these words."""
+    around = [
+        part
+        for sentence in _SENTENCE.finditer(passage.text)
+        for part in _parts(passage.text, *sentence.span())
+        if part[0] <= start and end <= part[1]
+    ]
+    first, last = around[0] if around else (start, end)
+    quote = passage.text[first:last]
+    return Citation(
+        number, passage.document, passage.start + first, passage.start + last, quote, passage.heading, "match"
+    )
+
+
 def is_refusal(answer: str) -> bool:
     """Whether the answer says that the documents do not hold one.
 

@@ -29,6 +29,7 @@ class Draft:
     tokens: TokenCounts = field(default_factory=TokenCounts)
     passages: tuple[Passage, ...] = ()
     usable: bool = False
+    model: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,10 +92,11 @@ class Drafter:
             TokenCounts(end.prompt_tokens, end.cached_tokens, end.completion_tokens),
             read,
             usable=bool(cited.text) and not refusal,
+            model=self.engine.name,
         )
 
-    def setup(self, retrieval: str, encoder: str, style: Style = "full") -> Setup:
-        """What a calibration of these answers is filed under; the two names say what finds the passages.
+    def setup(self, retrieval: str, encoder: str, style: Style = "full", *, reader: str = "none") -> Setup:
+        """What a calibration of these answers is filed under; the names say what finds the passages and reads them.
 
         How many tokens an answer may take is no part of it: that one was cut is a signal.
         """
@@ -108,6 +110,7 @@ class Drafter:
                 "sampler": short_hash(repr(replace(self.sampling, max_tokens=1))),
                 "retrieval": retrieval,
                 "encoder": encoder,
+                "reader": reader,
                 "signals": SIGNALS_HASH,
             }
         )

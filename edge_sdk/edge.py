@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator
-from dataclasses import asdict, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
@@ -21,16 +21,17 @@ from uuid import uuid4
 from .config import Settings, load_settings
 from .conversation import Conversation
 from .drafting import Draft, Drafter, Manner
-from .errors import CalibrationError, EdgeError, StoreError
+from .errors import EdgeError, StoreError
+from .extracting import Extractor, Reader
 from .handoff import Handoff, Missed, Topic
 from .judge import Judge
-from .privacy.gate import PrivacyPolicy, Withheld
+from .privacy.gate import PrivacyPolicy
 from .prompt import NOT_FOUND, NOT_SURE, Reading, Style
 from .records import AddReport, Answer, Event, GenerateOptions, Hit, Timings
 from .route import Policy, decide_before
 
 if TYPE_CHECKING:
-    from .confidence.calibration import Calibration, Calibrations
+    from .confidence.calibration import Calibrations
     from .confidence.setup import Setup
     from .encoders.embed import Encoder
     from .engines.engine import Engine
@@ -38,9 +39,8 @@ if TYPE_CHECKING:
     from .fallback.remote import Remote
     from .ingest import Progress
     from .privacy.gate import Consent
+    from .readers.extract import Extract
     from .storage.store import Store
-
-_UNCALIBRATED = "there is no calibration; `edge calibrate` makes one"
 
 
 class Edge:
@@ -63,10 +63,14 @@ class Edge:
         policy: Policy | None = None,
         calibrations: Calibrations | None = None,
         sampling: GenerateOptions | None = None,
+        reader: Callable[[], Reader | None] | None = None,
     ) -> None:
         """`engine` gives the loaded model and how it reads documents best, `sampling` how it writes best: greedily,
         unless given. Without `calibrations` no answer has a probability. Nothing leaves the device unless there is
         a `remote` and `privacy` has another mode than `local_only`; `policy` is then to ask it when unsure.
+
+        A `reader` is asked before the model: what it finds tells how good the passages are, and is the answer where
+        a calibration of its own is sure enough of it.
         """
         self.store = store
         self.remote = remote
@@ -75,8 +79,7 @@ class Edge:
         asks = remote is not None and self.privacy.mode != "local_only"
         self.policy = policy or Policy("remote" if asks else "abstain")
         self.calibrations = calibrations
-        self._calibrated: dict[str, tuple[Calibration | None, str]] = {}  # by the set-up's fingerprint
-        self._open_encoder, self._open_engine = encoder, engine
+        self._open_encoder, self._open_engine, self._open_reader = encoder, engine, reader
         self._sampling = sampling or GenerateOptions()
 
     @classmethod
@@ -115,6 +118,7 @@ class Edge:
             policy=policy,
             calibrations=calibrations,
             sampling=sampling,
+            reader=lambda: loading.load_reader(settings),
         )
 
     @cached_property
@@ -125,6 +129,12 @@ class Edge:
     @cached_property
     def _drafter(self) -> Drafter:
         return Drafter(*self._open_engine(), self._sampling)
+
+    @cached_property
+    def extractor(self) -> Extractor | None:
+        """The reader, loaded on first use; None without one."""
+        reader = self._open_reader() if self._open_reader is not None else None
+        return None if reader is None else Extractor(reader)
 
     @property
     def engine(self) -> Engine:
@@ -199,17 +209,26 @@ class Edge:
         timings = Timings(retrieve_ms=_since(started))
         yield Event("retrieved", hits=tuple(hits))
 
-        judge = self._judge(query, hits, style, k, task, conversation)
+        started = time.perf_counter()
+        extract = self.extractor.extract(query, hits) if self.extractor is not None and hits else None
+        if extract is not None:
+            timings = replace(timings, read_ms=_since(started))
         draft = Draft(passages=tuple(hit.passage for hit in hits))
-        reasons = judge.decision.reasons
         found: Answer | Missed | None = None
         if self.privacy.mode == "prefer_remote" and self.remote is not None:
             preferred = ("the remote is preferred",)
             found = yield from self._hand_off(question, draft, preferred, conversation, cancel)
         manner = Manner(style, max_tokens, conversation, cancel, hold)
-        if judge.decision.route == "local" and not isinstance(found, Answer):
-            draft = yield from self._drafter.draft(question, hits, judge, manner)
-            reasons = judge.decision.reasons
+        alone = conversation is None and not isinstance(found, Answer)
+        quick = self._quick(query, hits, extract, k, task) if alone else None
+        if quick is not None:
+            judge, draft = quick
+            yield Event("provisional", draft.cited.text)
+        else:
+            judge = self._judge(query, hits, self.policy, lambda: self.setup(style, k), extract, task, conversation)
+            if judge.decision.route == "local" and not isinstance(found, Answer):
+                draft = yield from self._drafter.draft(question, hits, judge, manner)
+        reasons = judge.decision.reasons
         if judge.decision.route == "remote" and found is None:
             found = yield from self._hand_off(question, draft, reasons, conversation, cancel)
         missed: tuple[str, ...] = (found.reason,) if isinstance(found, Missed) else ()
@@ -275,45 +294,55 @@ class Edge:
         return hits, question, ()
 
     def _judge(
-        self, query: str, hits: list[Hit], style: Style, k: int, task: str, conversation: Conversation | None
+        self,
+        query: str,
+        hits: list[Hit],
+        policy: Policy,
+        setup: Callable[[], Setup | None],
+        extract: Extract | None,
+        task: str,
+        conversation: Conversation | None = None,
     ) -> Judge:
-        """What follows the question; a calibration is looked for only where there may be one."""
-        calibration, note = self._calibration(style, k) if hits else (None, "no passage was found")
-        if conversation is not None and conversation.turns:
-            calibration, note = None, "calibrations know no earlier turns"
-        vector = self.encoder.encode([query])[0] if calibration is not None else None
-        return Judge(query, hits, self.policy, calibration=calibration, note=note, vector=vector, task=task)
+        return Judge.appoint(
+            query,
+            hits,
+            policy,
+            self.calibrations,
+            setup,
+            encode=lambda text: self.encoder.encode([text])[0],
+            follows_up=conversation is not None and bool(conversation.turns),
+            extract=extract,
+            task=task,
+        )
+
+    def _quick(
+        self, query: str, hits: list[Hit], extract: Extract | None, k: int, task: str
+    ) -> tuple[Judge, Draft] | None:
+        """The reader's answer and its judge, where a calibration of such answers is sure enough of this one."""
+        if self.extractor is None or extract is None:
+            return None
+        judge = self._judge(query, hits, Policy(), lambda: self.reader_setup(k), extract, task)
+        if judge.explanation.probability is None or judge.decision.route != "local":
+            return None
+        draft = self.extractor.draft(extract, hits)
+        judge.ends(draft.cited.text, hits, finish_reason="stop", refusal=not draft.usable)
+        return (judge, draft) if judge.decision.route == "local" else None
 
     def setup(self, style: Style = "full", k: int = 8) -> Setup:
-        """What a calibration of answers in this style, from `k` passages, is filed under. Loads both models."""
-        from .retrieval.retrieve import RANKING
+        """What a calibration of answers in this style, from `k` passages, is filed under. Loads the models."""
+        reader = "none" if self.extractor is None else self.extractor.reader.fingerprint[:16]
+        return self._drafter.setup(_retrieval(k), self.encoder.fingerprint[:16], style, reader=reader)
 
-        return self._drafter.setup(f"{RANKING}, {k} passages", self.encoder.fingerprint[:16], style)
-
-    def _calibration(self, style: Style, k: int) -> tuple[Calibration | None, str]:
-        if self.calibrations is None or self.calibrations.is_empty():
-            return None, _UNCALIBRATED
-        try:
-            setup = self.setup(style, k)
-            if setup.fingerprint not in self._calibrated:
-                self._calibrated[setup.fingerprint] = self.calibrations.find(setup)
-            return self._calibrated[setup.fingerprint]
-        except CalibrationError as error:
-            return None, str(error)
+    def reader_setup(self, k: int = 8) -> Setup | None:
+        """The same for the reader's answers; None without one."""
+        if self.extractor is None:
+            return None
+        return self.extractor.setup(_retrieval(k), self.encoder.fingerprint[:16])
 
     def _kept(self, answer: Answer, question: str) -> Answer:
         """The answer with an id under which the store has the decision; that it could not be kept is a reason."""
         answer = replace(answer, id=uuid4().hex[:12])
-        record = {
-            "id": answer.id,
-            "date": datetime.now(UTC).isoformat(timespec="seconds"),
-            "route": answer.route,
-            "model": answer.model,
-            "probability": answer.probability,
-            "reasons": answer.reasons,
-            "left_device": dict(answer.left_device),
-            "explanation": None if answer.explanation is None else asdict(answer.explanation),
-        }
+        record = {"date": datetime.now(UTC).isoformat(timespec="seconds"), **answer.decision()}
         try:
             self.store.keep_decision(answer.id, json.dumps(record), question=question, route=answer.route)
         except StoreError as error:
@@ -342,30 +371,11 @@ class Edge:
         conversation: Conversation | None,
         cancel: Flag | None,
     ) -> Generator[Event, None, Answer | Missed]:
-        """An answer from elsewhere, learned or remote, or why there is none.
-
-        `reasons` are those for handing off, the last one decided.
-        """
+        """An answer from elsewhere, or why there is none; `reasons` are those for handing off."""
         if self.handoff is None:
             return Missed("no remote is configured")
         topic = Topic(question, self.encoder.encode([question])[0], draft.passages, conversation)
-        found: Answer | Missed | None = self.handoff.recall(topic)
-        if found is None:
-            outgoing = self.handoff.prepare(topic)
-            if isinstance(outgoing, Withheld):
-                return Missed(outgoing.reason)
-            yield Event("handoff", reasons[-1])
-            pieces = self.handoff.send(outgoing, topic, cancel)
-            try:
-                while True:
-                    yield Event("provisional", next(pieces))
-            except StopIteration as end:
-                found = end.value
-            finally:
-                pieces.close()
-        if isinstance(found, Answer):
-            return replace(found, reasons=(*reasons, *found.reasons))
-        return found or Missed("the remote gave nothing")
+        return (yield from self.handoff.answer(topic, reasons, cancel))
 
     def _local(self, judge: Judge, draft: Draft, *more: str) -> Answer:
         why = judge.explanation
@@ -378,7 +388,7 @@ class Edge:
             reasons=(*judge.decision.reasons, *draft.reasons, *more, *unknown),
             timings=Timings(),
             tokens=draft.tokens,
-            model=self.engine.name,
+            model=draft.model,
             read=tuple(passage.id for passage in draft.passages),
             dropped_citations=draft.cited.dropped,
         )
@@ -394,6 +404,12 @@ class Edge:
             tokens=draft.tokens,
             model="",
         )
+
+
+def _retrieval(k: int) -> str:
+    from .retrieval.retrieve import RANKING
+
+    return f"{RANKING}, {k} passages"
 
 
 def _since(started: float) -> float:

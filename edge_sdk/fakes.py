@@ -1,6 +1,6 @@
-"""An encoder and an engine without weights, so that apps and tests run the whole flow in milliseconds.
+"""An encoder, a reader and an engine without weights, so that apps and tests run the whole flow in milliseconds.
 
-Both are deterministic on every machine and keep the contracts of the real ones. They know no language: the
+All are deterministic on every machine and keep the contracts of the real ones. They know no language: the
 encoder counts words, the engine says what it was told to say.
 """
 
@@ -10,7 +10,7 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from itertools import takewhile
 from threading import Event
 from typing import TYPE_CHECKING
@@ -22,6 +22,8 @@ from .records import FinishReason, GenerateOptions, GenerationResult, Message, T
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+
+    from .readers.extract import Extract
 
 _WORD = re.compile(r"\w+")
 _PIECE = re.compile(r"\s*\w{1,6}|\s*[^\w\s]|\s+$")
@@ -60,6 +62,38 @@ class FakeEncoder:
                 row[int.from_bytes(digest[:7], "little") % self._dimension] += 1 if digest[7] & 1 else -1
             row /= np.linalg.norm(row) or 1
         return vectors
+
+
+class FakeReader:
+    """Finds the answers that it was told, wherever they stand in a passage.
+
+    >>> FakeReader({"Which button?": "red"}).read("Which button?", ["Press it.", "Press the red one."]).best.passage
+    1
+    """
+
+    name = "fake reader"
+
+    def __init__(self, answers: Mapping[str, str], support: float = 6.0) -> None:
+        """`support` is the log-odds that it has of an answer; what it was not told has as much against it."""
+        self._answers, self._support = dict(answers), support
+
+    @property
+    def fingerprint(self) -> str:
+        """Depends on what it was told."""
+        return hashlib.sha256(json.dumps([self._answers, self._support]).encode()).hexdigest()
+
+    def read(self, question: str, passages: Sequence[str]) -> Extract:
+        """The first place of the answer; none where it stands nowhere."""
+        from .readers.extract import Extract, Span
+
+        answer = self._answers.get(question, "")
+        for number, passage in enumerate(passages):
+            start = passage.find(answer) if answer else -1
+            if start >= 0:
+                odds = tuple(self._support if at == number else -self._support for at in range(len(passages)))
+                best = Span(number, start, start + len(answer), answer, -0.1)
+                return Extract(best, (), self._support, self._support, odds, None)
+        return Extract(None, (), 0.0, -self._support, (-self._support,) * len(passages), None)
 
 
 class FakeEngine:

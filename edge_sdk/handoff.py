@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from threading import Event as Flag
 from typing import TYPE_CHECKING
@@ -20,7 +20,7 @@ from .fallback.caller import Caller
 from .fallback.outbox import Outbox, Payload, policy_name
 from .privacy.gate import Consent, Outgoing, PastTurn, PrivacyPolicy, Withheld, prepare
 from .privacy.pseudonyms import Vault
-from .records import Answer, Passage, RemoteReply, Timings, TokenCounts
+from .records import Answer, Event, Passage, RemoteReply, Timings, TokenCounts
 
 if TYPE_CHECKING:
     import numpy as np
@@ -72,6 +72,31 @@ class Handoff:
     detectors: Sequence[Detector] = ()
     queues: bool = True
     _vaults: WeakKeyDictionary[Conversation, Vault] = field(default_factory=WeakKeyDictionary, init=False)
+
+    def answer(
+        self, topic: Topic, reasons: tuple[str, ...], cancel: Flag | None = None
+    ) -> Generator[Event, None, Answer | Missed]:
+        """An answer from elsewhere, learned or remote, or why there is none; on the way its pieces.
+
+        `reasons` are those for handing off, the last one decided.
+        """
+        found: Answer | Missed | None = self.recall(topic)
+        if found is None:
+            outgoing = self.prepare(topic)
+            if isinstance(outgoing, Withheld):
+                return Missed(outgoing.reason)
+            yield Event("handoff", reasons[-1])
+            pieces = self.send(outgoing, topic, cancel)
+            try:
+                while True:
+                    yield Event("provisional", next(pieces))
+            except StopIteration as end:
+                found = end.value
+            finally:
+                pieces.close()
+        if isinstance(found, Answer):
+            return replace(found, reasons=(*reasons, *found.reasons))
+        return found or Missed("the remote gave nothing")
 
     def recall(self, topic: Topic) -> Answer | None:
         """The answer that was learned for this very question, if there is one; nothing leaves the device."""

@@ -6,9 +6,10 @@ calibration can only hand off more: what it promises is kept by the decision at 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Literal
 
+from .confidence.setup import UNCALIBRATED
 from .confidence.signals import SIGNALS, Stage, TokenTrace
 from .confidence.signals import after as signals_after
 from .confidence.signals import before as signals_before
@@ -19,7 +20,9 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from .confidence.calibration import Calibration
+    from .confidence.calibration import Calibration, Calibrations
+    from .confidence.setup import Setup
+    from .readers.extract import Extract
 
 _NEAREST = 3  # calibration questions that an explanation shows
 _WHAT = {signal.name: signal.what for signal in SIGNALS} | {"calibration": "correction by isotonic calibration"}
@@ -29,7 +32,7 @@ class Judge:
     """Follows one question from retrieval to the end of its local answer. `decision` is the latest one.
 
     Without `calibration` the `note` says why there is none. `vector` is that of the question; without it there are
-    no neighbours. `signals` collects what was measured.
+    no neighbours. `extract` is what a reader found, where there is one. `signals` collects what was measured.
     """
 
     def __init__(
@@ -41,6 +44,7 @@ class Judge:
         calibration: Calibration | None = None,
         note: str = "",
         vector: NDArray[np.float32] | None = None,
+        extract: Extract | None = None,
         task: str = "",
     ) -> None:
         if calibration is not None and vector is not None and calibration.neighbours.dimension != len(vector):
@@ -49,15 +53,42 @@ class Judge:
             )
             calibration = None
         self._question, self._policy, self._calibration = question, policy, calibration
-        self._note, self._vector, self._task = note, vector, task
+        self._note, self._vector, self._extract, self._task = note, vector, extract, task
         self._trace, self._doubted_window = TokenTrace(), False
         self.gave_up = False
         """Whether the answer was given up early: one may exist all the same."""
-        self.signals: dict[str, float] = signals_before(question, hits)
+        self.signals: dict[str, float] = signals_before(question, hits, extract)
         if calibration is not None and vector is not None:
             self.signals |= calibration.neighbours.signals(vector)
         self.explanation = self._explain("before")
         self.decision = self._decide_before(question, hits)
+
+    @classmethod
+    def appoint(
+        cls,
+        question: str,
+        hits: Sequence[Hit],
+        policy: Policy,
+        calibrations: Calibrations | None,
+        setup: Callable[[], Setup | None],
+        *,
+        encode: Callable[[str], NDArray[np.float32]],
+        follows_up: bool = False,
+        extract: Extract | None = None,
+        task: str = "",
+    ) -> Judge:
+        """The judge of a question, with the calibration, if any, that holds for the set-up that answers it."""
+        calibration: Calibration | None = None
+        if not hits:
+            note = "no passage was found"
+        elif follows_up:
+            note = "calibrations know no earlier turns"
+        else:
+            calibration, note = (None, UNCALIBRATED) if calibrations is None else calibrations.look_up(setup)
+        vector = None if calibration is None else encode(question)
+        return cls(
+            question, hits, policy, calibration=calibration, note=note, vector=vector, extract=extract, task=task
+        )
 
     def _decide_before(self, question: str, hits: Sequence[Hit]) -> Decision:
         decision = decide_before(question, hits, self._policy)
@@ -91,7 +122,7 @@ class Judge:
         """The decision on the whole answer; `passages` are those of the prompt, best first."""
         self.signals |= self._trace.signals()
         self.signals |= signals_after(
-            self._question, passages, answer, finish_reason=finish_reason, refusal=refusal
+            self._question, passages, answer, finish_reason=finish_reason, refusal=refusal, extract=self._extract
         )
         if finish_reason == "cancelled":
             self.explanation = Explanation("during", note="the answer was cancelled")

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
 
 Role = Literal["system", "user", "assistant"]
 Route = Literal["local", "remote", "queued", "abstain"]
@@ -178,6 +178,7 @@ class Timings:
     """Milliseconds of each step; None where the step did not run."""
 
     retrieve_ms: float | None = None
+    read_ms: float | None = None  # by the reader
     prefill_ms: float | None = None
     decode_ms: float | None = None
     remote_ms: float | None = None
@@ -269,6 +270,18 @@ class Answer:
     def explain(self) -> str:
         """The decision in lines for people: route, reasons, contributions, threshold, neighbours, what was sent."""
         return "\n".join(_explained(self))
+
+    def decision(self) -> dict[str, Any]:
+        """What is kept of it, as JSON values: where it went and why, and nothing of what was said."""
+        return {
+            "id": self.id,
+            "route": self.route,
+            "model": self.model,
+            "probability": self.probability,
+            "reasons": self.reasons,
+            "left_device": dict(self.left_device),
+            "explanation": None if self.explanation is None else asdict(self.explanation),
+        }
 
 
 def _explained(answer: Answer) -> Iterator[str]:

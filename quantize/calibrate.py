@@ -31,8 +31,10 @@ from edge_sdk.confidence.signals import SIGNALS, STAGES
 from edge_sdk.edge import Edge
 from edge_sdk.errors import CalibrationError
 from edge_sdk.handoff import Handoff, Missed, Topic
+from edge_sdk.judge import Judge
 from edge_sdk.privacy.gate import Withheld
 from edge_sdk.prompt import Style
+from edge_sdk.route import Policy
 
 from .collection import Update, read_jsonl
 from .fit import fit, platt
@@ -152,6 +154,53 @@ def ask_all(
         for question, answers, task in questions
         if question in done
     ]
+
+
+def read_all(
+    edge: Edge,
+    questions: Sequence[tuple[str, tuple[str, ...], str]],
+    *,
+    k: int = 8,
+    progress: Update = lambda done, total, detail: None,
+    cancel: Flag | None = None,
+) -> list[Asked]:
+    """What the reader of `edge` answers to every question, with its signals: milliseconds each, so none are kept.
+
+    Raises `CalibrationError` without a reader.
+    """
+    extractor, setup = edge.extractor, edge.reader_setup(k)
+    if extractor is None or setup is None:
+        raise CalibrationError("there is no reader to calibrate", hint="give --reader")
+    found = []
+    for number, (question, answers, task) in enumerate(questions):
+        progress(number, len(questions), question)
+        if cancel is not None and cancel.is_set():
+            break
+        hits = edge.search(question, k)
+        extract = extractor.extract(question, hits)
+        draft, judge = extractor.draft(extract, hits), Judge(question, hits, Policy("local"), extract=extract)
+        judge.ends(draft.cited.text, hits, finish_reason="stop", refusal=not draft.usable)
+        vector = tuple(round(float(each), 4) for each in edge.encoder.encode([question])[0])
+        route = "local" if draft.usable else "abstain"
+        found.append(
+            Asked(question, answers, task, draft.cited.text, route, judge.signals, vector, None, setup.fingerprint)
+        )
+    progress(len(questions), len(questions), "")
+    return found
+
+
+def halves(target: Target) -> Target:
+    """What reader and model may each spend of a risk, so that together they keep the promise.
+
+    A question that the reader answers the model does not, so the wrong answers of both are at most the sum of what
+    each would give by itself. Raises `CalibrationError` for `selective`, a share of what is served, which does not
+    add up.
+    """
+    if target.kind == "selective":
+        raise CalibrationError(
+            "a reader cannot share the risk `selective`", hint="use --risk marginal_hp, or --reader none"
+        )
+    return replace(target, alpha=target.alpha / 2, delta=target.delta / 2)
 
 
 @contextmanager

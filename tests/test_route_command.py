@@ -20,7 +20,7 @@ from edge_sdk.confidence.calibration import Calibrations
 from edge_sdk.confidence.setup import Setup
 from edge_sdk.config import load_settings
 from edge_sdk.edge import Edge
-from edge_sdk.fakes import FakeEncoder, FakeEngine
+from edge_sdk.fakes import FakeEncoder, FakeEngine, FakeReader
 from edge_sdk.prompt import Reading
 from edge_sdk.records import Answer
 from edge_sdk.storage.store import Store
@@ -125,7 +125,16 @@ def test_the_summary_is_worth_its_certificate(run: Run, calibrated: Path) -> Non
     assert summary["held_out"] == summary["certificate"]["n"] == 36
     assert summary["certificate"]["threshold"] is not None
     assert summary["certificate"]["fingerprints"] == summary["setup"]
-    assert summary["setup"].keys() == {"model", "prompt", "passages", "sampler", "retrieval", "encoder", "signals"}
+    assert summary["setup"].keys() == {
+        "model",
+        "prompt",
+        "passages",
+        "sampler",
+        "retrieval",
+        "encoder",
+        "reader",
+        "signals",
+    }
 
 
 def test_the_report_is_for_people_too(calibrated: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -256,3 +265,33 @@ def test_the_newest_calibration_is_drawn(home: Path, tmp_path: Path, monkeypatch
         folder.save(replace(calibration(setup=Setup({**SETUP.parts, "model": f"m{at}"})), created=day))
     assert main(["route", "report", "--plot", str(tmp_path / "a.png")]) == 0
     assert drawn == ["2026-01-09"]
+
+
+def read(number: int) -> str:
+    """What the reader has for a pump: right on two of three, else a word that answers something else."""
+    return str(number + 500) if number % 3 else "red"
+
+
+def test_a_reader_is_calibrated_beside_the_model_and_each_has_half_of_the_risk(
+    run: Run, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = {f"What is the pressure of pump {at}?": read(at) for at in range(COUNT)}
+    monkeypatch.setattr(loading, "load_reader", lambda settings: FakeReader(known))
+    code, model = run("calibrate", str(home.parent / "q.jsonl"), "--alpha", "0.1")
+    assert code == 0
+    assert len(list((home / "calibrations").iterdir())) == 2
+    for summary in (model, model["reader"]):
+        assert summary["certificate"]["alpha"] == 0.05
+    assert model["reader"]["setup"]["prompt"] == "the words of a passage"
+    quick, slow = ask(run, 31), ask(run, 30, "--when-unsure", "local")
+    assert (quick["text"], quick["model"]) == ("531", "fake reader")
+    assert quick["probability"] > 0.8
+    assert slow["model"] == "fake"
+
+
+def test_a_risk_that_does_not_add_up_is_not_shared_with_a_reader(
+    home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(loading, "load_reader", lambda settings: FakeReader({}))
+    assert main(["calibrate", str(home.parent / "q.jsonl"), "--risk", "selective"]) == 1
+    assert "--reader none" in capsys.readouterr().err

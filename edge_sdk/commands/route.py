@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,7 @@ _KINDS = ("marginal", "marginal_hp", "selective", "regret", "regret_hp")
 @click.option("-k", default=8, show_default=True, type=click.IntRange(1, 50), help="Passages to consider.")
 @click.option("--out", type=click.Path(path_type=Path), help="Keep the answers here (JSONL) and resume.")
 @options(
-    *("store", "bundle", "require_signature", "model", "encoder", "context", "threads"),
+    *("store", "bundle", "require_signature", "model", "adapter", "encoder", "reader", "context", "threads"),
     *("remote", "remote_model", "remote_key_file", "remote_prices", "budget", "privacy", "privacy_send"),
 )
 def calibrate_command(
@@ -62,6 +63,8 @@ def calibrate_command(
 
     The questions must be of the kind that will be asked, with answers from the documents in the store. Three in
     five are fitted on, the others set the threshold. It holds for this model, prompt and retrieval only.
+
+    With a reader, its answers are calibrated as well, and each of the two gets half of the risk.
     """
     from ..edge import Edge
     from ..route import Policy
@@ -73,8 +76,11 @@ def calibrate_command(
     if not settings.store.exists():
         raise ConfigError(f"there is no store at {settings.store}", hint="run `edge add PATH` first")
     style: Style = "brief" if brief else "full"
+    target = work.Target(kind=risk, alpha=alpha, delta=delta)
     with Edge.open(settings=settings, policy=Policy(when_unsure="local")) as edge:
         edge.calibrations = None  # the one that exists must not decide what is measured
+        if edge.extractor is not None:
+            target = work.halves(target)
         if not risk.startswith("regret"):
             edge.remote = None  # its answers say nothing of this risk
         if edge.handoff is not None:
@@ -85,12 +91,21 @@ def calibrate_command(
             )
         if cancel.is_set():
             return 130
-        target = work.Target(kind=risk, alpha=alpha, delta=delta)
-        calibration = work.calibrate(asked, edge.setup(style, k), labeller=labels, target=target)
-    path = Calibrations(settings.home / "calibrations").save(calibration)
+        made = [work.calibrate(asked, edge.setup(style, k), labeller=labels, target=target)]
+        if edge.extractor is not None:
+            with progress_bar("reading") as bar:
+                read = work.read_all(edge, rows, k=k, progress=bar)
+            if risk.startswith("regret"):
+                remote = {each.question: each.remote for each in asked}
+                read = [replace(each, remote=remote[each.question]) for each in read]
+            made.append(work.calibrate(read, edge.reader_setup(k), labeller=labels, target=target))
+    folder = Calibrations(settings.home / "calibrations")
+    saved = [(calibration, folder.save(calibration)) for calibration in made]
     if as_json:
-        print_json(_summary(calibration, path))
-    else:
+        model, *reader = (_summary(calibration, path) for calibration, path in saved)
+        print_json(model | ({"reader": reader[0]} if reader else {}))
+        return 0
+    for calibration, path in saved:
         _show(calibration, path)
     return 0
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,7 +18,7 @@ from ..errors import CalibrationError
 from .certificate import Certificate
 from .logistic import Estimate, Logistic, Steps, Term
 from .neighbours import Neighbours
-from .setup import Setup
+from .setup import UNCALIBRATED, Setup
 from .signals import STAGES, Stage
 
 VERSION = 1
@@ -88,6 +88,24 @@ class Calibrations:
 
     def __init__(self, folder: Path, shipped: Path | None = None) -> None:
         self.folder, self.shipped = folder, shipped
+        self._found: dict[str, tuple[Calibration | None, str]] = {}  # by the set-up's fingerprint
+
+    def look_up(self, setup: Callable[[], Setup | None]) -> tuple[Calibration | None, str]:
+        """Like `find`, each set-up once; a damaged file is a reason as well.
+
+        The set-up, which may take loading models, is worked out only where there is any calibration.
+        """
+        if self.is_empty():
+            return None, UNCALIBRATED
+        try:
+            wanted = setup()
+            if wanted is None:
+                return None, UNCALIBRATED
+            if wanted.fingerprint not in self._found:
+                self._found[wanted.fingerprint] = self.find(wanted)
+            return self._found[wanted.fingerprint]
+        except CalibrationError as error:
+            return None, str(error)
 
     def find(self, setup: Setup) -> tuple[Calibration | None, str]:
         """The calibration for a set-up; else None, and in a sentence why there is none.

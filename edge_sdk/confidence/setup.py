@@ -15,6 +15,7 @@ from .signals import FORMULAS, SIGNALS
 
 SIGNALS_HASH = hashlib.sha256(f"{FORMULAS} {SIGNALS!r}".encode()).hexdigest()[:16]
 """Of the signals' definitions: other signals are other inputs of the fitted model."""
+UNCALIBRATED = "there is no calibration; `edge calibrate` makes one"
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,13 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from ..records import FinishReason, Hit, Token
 from ..retrieval.fulltext import STOP_WORDS
+
+if TYPE_CHECKING:
+    from ..readers.extract import Extract
 
 Stage = Literal["before", "first", "after"]
 Signals = Mapping[str, float]
@@ -44,6 +47,9 @@ SIGNALS = (
     Signal("asks_why", "before", 0, "1 if it asks why or how"),
     Signal("familiarity", "before", 0, "largest cosine to a calibration question"),
     Signal("past_success", "before", 1, "share of right answers to the ten nearest of these, drawn to the average"),
+    Signal("reader_support", "before", 1, "the reader's log-odds that its words answer, and not none, at most 10"),
+    Signal("reader_lead", "before", 1, "lead of its words over the next best (nats, at most 10)"),
+    Signal("reader_passage", "before", 1, "its largest log-odds that a passage holds an answer, at most 10"),
     Signal("first_logprob", "first", 1, "log-probability of the first token"),
     Signal("first_margin", "first", 1, "its lead over the second best token, at most 5"),
     Signal("first_entropy", "first", -1, "entropy at the first token"),
@@ -66,6 +72,7 @@ SIGNALS = (
     Signal("longest_span", "after", 1, "longest run of the answer's words that stands in a passage, by its words"),
     Signal("grounded_numbers", "after", 1, "share of the answer's numbers that stand there; 1 without any"),
     Signal("grounded_names", "after", 1, "share of its capitalised words that stand there; 1 without any"),
+    Signal("reader_agrees", "after", 1, "share of the reader's words that the answer has"),
     Signal("kind", "after", 1, "1 unless a number or a name is asked for and the answer has none"),
 )
 STAGES: dict[Stage, tuple[str, ...]] = {
@@ -78,6 +85,7 @@ STAGES: dict[Stage, tuple[str, ...]] = {
 WINDOW = 8  # tokens
 FORMULAS = 1  # one more with every change of how a signal is computed: calibrations depend on it
 _MOST = 5.0  # nats of a lead; beyond, a token is certain
+_MOST_READ = 10.0  # the same of a reader's scores
 _STEM = 5  # letters by which two words count as the same, as in `route`
 _WORD = re.compile(r"[^\W_]+")
 _NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
@@ -98,8 +106,11 @@ _HEDGE = re.compile(
 )
 
 
-def before(question: str, hits: Sequence[Hit]) -> dict[str, float]:
-    """What is known once passages are retrieved. Without an encoder there is no `similarity`."""
+def before(question: str, hits: Sequence[Hit], extract: Extract | None = None) -> dict[str, float]:
+    """What is known once passages are retrieved, and read where there is a reader.
+
+    Without an encoder there is no `similarity`.
+    """
     words = _stems(question)
     found = max((len(words & _stems(f"{hit.passage.heading} {hit.passage.text}")) for hit in hits), default=0)
     scores = sorted((hit.score for hit in hits), reverse=True)
@@ -116,7 +127,16 @@ def before(question: str, hits: Sequence[Hit]) -> dict[str, float]:
         "asks_why": float(bool(_ASKS_WHY.search(asked)) and not number),
     }
     cosines = [hit.similarity for hit in hits if hit.similarity is not None]
-    return signals | ({"similarity": max(cosines)} if cosines else {})
+    return signals | ({"similarity": max(cosines)} if cosines else {}) | (_read(extract) if extract else {})
+
+
+def _read(extract: Extract) -> dict[str, float]:
+    values = {
+        "reader_support": extract.support,
+        "reader_lead": extract.margin,
+        "reader_passage": max(extract.passages, default=0.0),
+    }
+    return {name: min(max(value, -_MOST_READ), _MOST_READ) for name, value in values.items()}
 
 
 class TokenTrace:
@@ -177,9 +197,15 @@ class TokenTrace:
 
 
 def after(
-    question: str, passages: Sequence[Hit], answer: str, *, finish_reason: FinishReason, refusal: bool
+    question: str,
+    passages: Sequence[Hit],
+    answer: str,
+    *,
+    finish_reason: FinishReason,
+    refusal: bool,
+    extract: Extract | None = None,
 ) -> dict[str, float]:
-    """What the answer's words say, beside the passages that the model was given, best first."""
+    """What the answer's words say, beside the passages that the model was given, best first, and the reader."""
     words = _WORD.findall(answer.casefold())
     meant, asked = _stems(answer), _stems(question)
     new = meant - asked
@@ -196,7 +222,10 @@ def after(
     numbers, names = _NUMBER.findall(answer), _NAME.findall(answer)
     wants_number, wants_name = (bool(kind.search(question.casefold())) for kind in (_ASKS_NUMBER, _ASKS_NAME))
     has_number, has_name = bool(numbers) or not _SPELLED.isdisjoint(words), answer != answer.casefold()
-    return {
+    agrees = {}
+    if extract is not None and extract.best is not None:
+        agrees["reader_agrees"] = _share(frozenset(_WORD.findall(extract.best.text.casefold())), frozenset(words))
+    return agrees | {
         "answer_words": math.log1p(len(meant)),
         "cut": float(finish_reason == "length"),
         "refusal": float(refusal),
