@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import replace
+from math import prod
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -125,7 +126,37 @@ def test_a_mixed_file_takes_the_faster_types_the_faster_it_shall_be(
     assert shares[0] < shares[1]
 
 
-def test_questions_are_asked_to_every_file(bench: Bench, races: list[list[str]], tmp_path: Path) -> None:
+def test_wide_files_may_be_any_size_but_decode_no_slower_than_the_models_own(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    rates = {OWN: (1.0, 1.0), "BF16": (4.0, 0.8), "Q4_0": (3.0, 1.5)}
+
+    def race(runs: Mapping[str, Any], against: str, **_: object) -> dict[str, dict[str, Any]]:
+        return {
+            name: {"prefill": 100 * prefill, "decode": 50 * decode, "prefill_ratio": prefill,
+                   "decode_ratio": decode, "spread": {}}
+            for name in runs
+            for prefill, decode in [rates.get(name, (1.0, 1.0))]
+        }  # fmt: skip
+
+    monkeypatch.setattr(tune, "race", race)
+    tuner = Tuner(bench, tmp_path / "work", threads=1)  # type: ignore[arg-type]
+    found = tuner.candidates(("BF16", "Q4_0"), (2.0,), (2.0,))
+    assert [each.name for each in found] == [OWN, "BF16", "Q4_0", "mixed 2", "wide 2"]
+
+    def types(kind: str) -> dict[str, str]:
+        (path,) = (tmp_path / "work").glob(f"{kind}-2-*.json")
+        return dict(json.loads(path.read_text())["types"])
+
+    assert "BF16" not in types("mixed").values()
+    wide = types("wide")
+    assert "BF16" in wide.values()
+    weights = {name: prod(bench.source.tensors[name].shape) for name in wide}
+    seconds = sum(weights[name] / rates.get(type, (1.0, 1.0))[1] for name, type in wide.items())
+    assert seconds <= sum(weights.values())
+
+
+def test_questions_are_asked_to_every_file_of_the_front(bench: Bench, races: list[list[str]], tmp_path: Path) -> None:
     asked: list[Path] = []
 
     def answers(path: Path) -> float:

@@ -23,19 +23,22 @@ from edge_sdk.engines.profile import Profile, Tuning
 from edge_sdk.errors import ConfigError
 from edge_sdk.hub.partial import hash_file
 
-from .allocation import Plan, allocate, smallest
+from .allocation import Choice, Plan, allocate, smallest
 from .gguf_format import Update
 from .mixed import EMBEDDING, OUTPUT, Costs, Source, build, measure_costs, plan_of
 from .workbench import Workbench
 
-UNIFORM = ("BF16", "Q8_0", "Q5_0", "IQ4_NL", "Q4_0")
+UNIFORM = ("BF16", "Q8_0", "IQ4_NL", "Q4_0")
 """Types that whole files are made of. BF16 reads fastest of all where the processor multiplies it by itself."""
-SPEEDS = (1.5, 1.6, 1.8, 2.0)
-"""How many times as fast as with the model's own file a question should be with the mixed files."""
+MIXED = (1.6, 1.8, 2.0, 2.2)
+WIDE = (1.8, 2.0, 2.15)
+"""How many times as fast as with the model's own file a question should be with the mixed files: those of at most
+8 bits a weight, and those of any size."""
 Times = Callable[[str, str], tuple[float, float]]
 OWN = "as published"
 _PROMPT, _ANSWER, _CONTEXT = 600, 64, 1024
-_LONGER = (1, 2, 4, 8)  # times _ANSWER, tried in turn until a plan decodes no slower than the model's own file
+_LONGEST, _STEPS = 8, 10  # times _ANSWER; halvings of what lies between
+_WIDE = ("F32", "F16", "BF16")
 _WARM_UP = (16, 4)
 _GAIN = 1.03  # a setting that gains less is left as it is: such differences come and go
 
@@ -91,16 +94,29 @@ class Tuner:
 
     # --- files ------------------------------------------------------------------------------------------
 
-    def candidates(self, uniform: Sequence[str] = UNIFORM, speeds: Sequence[float] = SPEEDS) -> list[Candidate]:
-        """Make and measure all files, the model's own first. Speeds that no mixture reaches are left out."""
+    def candidates(
+        self,
+        uniform: Sequence[str] = UNIFORM,
+        mixed: Sequence[float] = MIXED,
+        wide: Sequence[float] = WIDE,
+    ) -> list[Candidate]:
+        """Make and measure all files, the model's own first. Speeds that no mixture reaches are left out.
+
+        Questions are asked to those of the front, which are worth their time.
+        """
         files = self._files = {OWN: self.source.model.path} | {type: self._uniform(type) for type in uniform}
-        if speeds:
+        narrow = [type for type in uniform if type not in _WIDE]
+        wanted = [("mixed", narrow, speed) for speed in mixed]
+        wanted += [("wide", list(uniform), speed) for speed in wide if len(narrow) < len(uniform)]
+        if wanted:
             times = self._times(uniform, self._rates(files))
-            for speed in speeds:
-                if (plan := self._plan_for(speed, uniform, times)) is not None:
-                    files[f"mixed {speed:g}"] = self._file(f"mixed-{speed:g}-{'-'.join(uniform)}", plan)
+            for kind, types, speed in wanted:
+                if (plan := self._plan_for(speed, types, times)) is not None:
+                    files[f"{kind} {speed:g}"] = self._file(f"{kind}-{speed:g}-{'-'.join(types)}", plan)
         rates = self._rates(files)
-        return [self._candidate(name, path, rates[name]) for name, path in files.items()]
+        found = [self._candidate(name, path, rates[name]) for name, path in files.items()]
+        best = {each.name for each in front(found)}
+        return [self._asked_too(each) if each.name in best else each for each in found]
 
     def path(self, name: str) -> Path:
         """The file of a candidate that was measured."""
@@ -134,32 +150,42 @@ class Tuner:
 
         return times
 
-    def _plan_for(self, speed: float, uniform: Sequence[str], times: Times) -> Plan | None:
+    def _plan_for(self, speed: float, types: Sequence[str], times: Times) -> Plan | None:
         """The plan with the least divergence for a question `speed` times as fast as with the model's own file.
 
-        Answers are taken to be longer where the plan would decode more slowly than that file.
+        Where it would decode more slowly than that file, for answers as long as it takes for it not to.
         """
         costs = self._costs()
         own = {name: self.source.tensors[name].type for name in costs.choices}
         allowed = {
-            name: [choice for choice in options if choice.type in (*uniform, own[name])]
+            name: [choice for choice in options if choice.type in (*types, own[name])]
             for name, options in costs.choices.items()
         }
-        decoding = sum(times(name, type)[1] for name, type in own.items())
-        for tokens in (_ANSWER * longer for longer in _LONGER):
 
-            def price(name: str, type: str, tokens: int = tokens) -> int:
+        def allocated(tokens: float) -> dict[str, Choice] | None:
+            def price(name: str, type: str) -> int:
                 prefill, decode = times(name, type)
                 return round(prefill + tokens * decode)
 
             budget = sum(price(name, type) for name, type in own.items()) / speed
             priced = replace(costs, choices=allowed).priced(price)
-            if smallest(priced.choices) > budget:
-                return None
-            chosen = allocate(priced.choices, int(budget))
-            if sum(times(name, choice.type)[1] for name, choice in chosen.items()) <= decoding / _GAIN:
-                return plan_of(self.source, costs, chosen)
-        return None
+            return allocate(priced.choices, int(budget)) if smallest(priced.choices) <= budget else None
+
+        def decodes(chosen: Mapping[str, Choice]) -> bool:
+            longest = sum(times(name, type)[1] for name, type in own.items()) / _GAIN
+            return sum(times(name, choice.type)[1] for name, choice in chosen.items()) <= longest
+
+        if (best := allocated(_ANSWER)) is None:
+            return None
+        low, high = float(_ANSWER), float(_ANSWER * _LONGEST)
+        for _ in range(0 if decodes(best) else _STEPS):
+            middle = (low * high) ** 0.5
+            found = allocated(middle)
+            if found is not None and not decodes(found):
+                low = middle
+                continue
+            high, best = middle, found or best
+        return plan_of(self.source, costs, best)
 
     def _file(self, name: str, plan: Plan) -> Path:
         path = self.folder / f"{name}.gguf"
@@ -183,12 +209,15 @@ class Tuner:
 
     def _candidate(self, name: str, path: Path, rates: Mapping[str, Any]) -> Candidate:
         divergence = self._measured(f"divergence {path.name}", lambda: self._diverged(path))
-        contained = None
-        if self._answers is not None:
-            answers = self._answers
-            self._progress(0, None, f"questions to {name}")
-            contained = self._measured(f"contained {path.name} {self._asked}", lambda: answers(path))
-        return Candidate(name, path.stat().st_size, divergence, **rates, contained=contained)
+        return Candidate(name, path.stat().st_size, divergence, **rates)
+
+    def _asked_too(self, candidate: Candidate) -> Candidate:
+        if self._answers is None:
+            return candidate
+        answers, path = self._answers, self._files[candidate.name]
+        self._progress(0, None, f"questions to {candidate.name}")
+        found = self._measured(f"contained {path.name} {self._asked}", lambda: answers(path))
+        return replace(candidate, contained=found)
 
     def _diverged(self, path: Path) -> float:
         return self._bench.judging.compare(path, progress=self._progress, cancel=self._cancel).kld_mean
