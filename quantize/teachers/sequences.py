@@ -1,0 +1,160 @@
+"""Many sequences in one context of llama.cpp: evaluated together, with the cells of a common beginning held once.
+
+The keys and values of all sequences lie in one buffer, where a copied beginning costs a mark on each cell. Knows
+nothing of prompts, of text or of which sequence is to be evaluated when.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import weakref
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edge_sdk.engines.llama import LlamaModel
+from edge_sdk.engines.profile import Tuning
+from edge_sdk.errors import EngineError
+
+_ABORTED = 2  # what llama_decode returns then
+_SMALLEST = 32  # cells of the context that comes with the model and computes nothing
+MOST_SEQUENCES = 256  # of one context, in llama.cpp
+
+
+class SequenceModel(LlamaModel):
+    """A loaded model of which contexts for many sequences can be made."""
+
+    def __init__(self, path: Path, *, threads: int, gpu_layers: int) -> None:
+        """Load `path`, whose header has been checked. Raises `EngineError`, also for what cannot be batched."""
+        super().__init__(
+            path, context=_SMALLEST, threads=threads, gpu_layers=gpu_layers, tuning=Tuning(batch=_SMALLEST)
+        )
+        lib, self.threads = self._lib, threads
+        self.handle = lib.llama_get_model(self._context)
+        for asked, what in (
+            (lib.llama_model_is_recurrent, "recurrent"),
+            (lib.llama_model_is_hybrid, "partly recurrent"),
+            (lib.llama_model_has_encoder, "an encoder with a decoder"),
+        ):
+            if asked(self.handle):
+                self.close()
+                raise EngineError(
+                    f"{path.name} is {what}, and of that kind no sequences can share a beginning",
+                    hint="use another teacher",
+                )
+
+
+class SequenceContext:
+    """`sequences` sequences in `cells` cells; up to `batch` tokens of any of them are evaluated together.
+
+    Tokens are added one sequence after the other, then `evaluate` takes them all. Close it before its model.
+    """
+
+    def __init__(self, model: SequenceModel, *, cells: int, sequences: int, batch: int, tuning: Tuning) -> None:
+        """Raises `EngineError` where llama.cpp cannot make it."""
+        self._model, self._lib = model, model._lib
+        lib, self.cells, self.sequences, self.batch = self._lib, cells, sequences, batch
+        settings = lib.llama_context_default_params()
+        settings.n_ctx, settings.n_batch, settings.n_ubatch = cells, batch, batch
+        settings.n_seq_max, settings.kv_unified, settings.swa_full = sequences, True, True
+        settings.n_outputs_max = min(batch, sequences)  # else there is room for the logits of the whole batch
+        if tuning.flash_attention is not None:
+            settings.flash_attn_type = int(tuning.flash_attention)
+        settings.type_k = settings.type_v = getattr(lib, f"GGML_TYPE_{tuning.cache_type}")
+        settings.n_threads = settings.n_threads_batch = model.threads
+        handle = lib.llama_init_from_model(model.handle, settings)
+        if not handle:
+            raise EngineError(f"llama.cpp cannot make a context of {cells} tokens for {sequences} sequences")
+        self._context, self._memory = handle, lib.llama_get_memory(handle)
+        self._free = weakref.finalize(self, _free, lib, handle)
+        self._free.atexit = False  # as for the model: the process ends anyway
+        lib.llama_set_abort_callback(handle, model._stop.callback, model._stop.address)
+        self._tokens, self._positions = np.zeros(batch, np.int32), np.zeros(batch, np.int32)
+        self._owners, self._wanted = np.zeros(batch, np.int32), np.zeros(batch, np.int8)
+        self._struct = self._batch_of_arrays()
+        self.clear()
+
+    def _batch_of_arrays(self) -> Any:
+        """llama.cpp's view of our arrays, in which each token belongs to one sequence."""
+        lib, kind = self._lib, ctypes.POINTER(ctypes.c_int32)
+        self._counts = np.ones(self.batch, np.int32)
+        start = self._owners.ctypes.data
+        self._each = (kind * self.batch)(
+            *(ctypes.cast(start + at * self._owners.itemsize, kind) for at in range(self.batch))
+        )
+        return lib.llama_batch(
+            n_tokens=0,
+            token=_address(self._tokens, ctypes.c_int32),
+            pos=_address(self._positions, ctypes.c_int32),
+            n_seq_id=_address(self._counts, ctypes.c_int32),
+            seq_id=self._each,
+            logits=_address(self._wanted, ctypes.c_int8),
+        )
+
+    def close(self) -> None:
+        """Free it; again does nothing."""
+        self._model._thread.run(lambda: self._free() is None)
+
+    def clear(self) -> None:
+        """Forget all sequences and what was added."""
+        self._lib.llama_memory_clear(self._memory, True)
+        self._struct.n_tokens = 0
+
+    @property
+    def room(self) -> int:
+        """Tokens that may still be added."""
+        return self.batch - int(self._struct.n_tokens)
+
+    def cut(self, sequence: int, length: int) -> None:
+        """Keep the first `length` tokens of a sequence."""
+        if not self._lib.llama_memory_seq_rm(self._memory, sequence, length, -1):
+            raise EngineError("llama.cpp cannot cut a sequence of this model", hint="use another teacher")
+
+    def share(self, source: int, target: int, length: int) -> None:
+        """Make the first `length` tokens of `source`, which are evaluated, the beginning of the empty `target`."""
+        if length:
+            self._lib.llama_memory_seq_cp(self._memory, source, target, 0, length)
+
+    def add(self, sequence: int, start: int, tokens: NDArray[np.int32], *, wanted: bool) -> int:
+        """Add tokens of a sequence from position `start` on; the place of the last, whose logits may be wanted."""
+        first = int(self._struct.n_tokens)
+        end = first + len(tokens)
+        self._tokens[first:end] = tokens
+        self._positions[first:end] = np.arange(start, start + len(tokens), dtype=np.int32)
+        self._owners[first:end] = sequence
+        self._wanted[first:end] = 0
+        self._wanted[end - 1] = wanted
+        self._struct.n_tokens = end
+        return end - 1
+
+    def evaluate(self, stopped: Callable[[], bool]) -> bool:
+        """Evaluate what was added. False where `stopped` became true before the end; then only `clear` is left."""
+        stop = self._model._stop
+        stop.set(False)
+        whole = not stopped() and self._model._thread.run(self._decode, stop.set, stopped)
+        self._struct.n_tokens = 0
+        return whole
+
+    def _decode(self) -> bool:
+        code = self._lib.llama_decode(self._context, self._struct)
+        if code and code != _ABORTED:
+            raise EngineError(f"llama.cpp fails to evaluate {self._struct.n_tokens} tokens (code {code})")
+        return not code
+
+    def row(self, place: int) -> Any:
+        """The logits behind a token of the last batch: a pointer to floats, good until the next `evaluate`."""
+        row = self._lib.llama_get_logits_ith(self._context, place)
+        if not row:
+            raise EngineError("the model gives no logits", hint="use a language model")
+        return row
+
+
+def _address(array: NDArray[Any], kind: Any) -> Any:
+    return array.ctypes.data_as(ctypes.POINTER(kind))
+
+
+def _free(lib: Any, context: Any) -> None:
+    lib.llama_free(context)
