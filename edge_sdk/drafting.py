@@ -14,8 +14,8 @@ from .confidence.setup import SIGNALS_HASH, Setup, short_hash
 from .conversation import Conversation
 from .engines.engine import Engine
 from .judge import Judge
-from .prompt import Prompt, Reading, Style, build_prompt
-from .records import Event, GenerateOptions, Hit, Message, Passage, TokenCounts
+from .prompt import NOT_FOUND, NOT_SURE, Prompt, Reading, Style, build_prompt
+from .records import Answer, Event, GenerateOptions, Hit, Message, Passage, Timings, TokenCounts
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,6 +149,38 @@ class Drafter:
             numbered=self.reading.numbered,
             history=history,
         )
+
+
+def local_answer(judge: Judge, draft: Draft, *more: str) -> Answer:
+    """The draft as the answer that is served, with what was decided on it and `more` reasons."""
+    why = judge.explanation
+    unknown = () if why.probability is not None else (f"probability unknown: {why.note}",)
+    return Answer(
+        text=draft.cited.text,
+        citations=draft.cited.citations,
+        probability=why.probability,
+        route="local",
+        reasons=(*judge.decision.reasons, *draft.reasons, *more, *unknown),
+        timings=Timings(),
+        tokens=draft.tokens,
+        model=draft.model,
+        read=tuple(passage.id for passage in draft.passages),
+        dropped_citations=draft.cited.dropped,
+    )
+
+
+def abstention(reasons: tuple[str, ...], draft: Draft) -> Answer:
+    """What is said in place of a draft that is not served."""
+    return Answer(
+        text=NOT_SURE if draft.usable else NOT_FOUND,
+        citations=(),
+        probability=None,
+        route="abstain",
+        reasons=reasons,
+        timings=Timings(),
+        tokens=draft.tokens,
+        model="",
+    )
 
 
 def _reasons(prompt: Prompt, cited: CitedText, finish_reason: str) -> tuple[str, ...]:

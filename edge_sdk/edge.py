@@ -20,13 +20,13 @@ from uuid import uuid4
 
 from .config import Settings, load_settings
 from .conversation import Conversation
-from .drafting import Draft, Drafter, Manner
+from .drafting import Draft, Drafter, Manner, abstention, local_answer
 from .errors import EdgeError, StoreError
 from .extracting import Extractor, Reader
 from .handoff import Handoff, Missed, Topic
 from .judge import Judge
 from .privacy.gate import PrivacyPolicy
-from .prompt import NOT_FOUND, NOT_SURE, Reading, Style
+from .prompt import Reading, Style
 from .records import AddReport, Answer, Event, GenerateOptions, Hit, Timings
 from .route import Policy, decide_before
 
@@ -239,11 +239,11 @@ class Edge:
         if isinstance(found, Answer):
             answer = found
         elif judge.decision.route == "local":
-            answer = self._local(judge, draft, *missed)
+            answer = local_answer(judge, draft, *missed)
         elif missed and draft.usable:
-            answer = self._local(judge, draft, *missed, "so this is the local answer, unsure as it is")
+            answer = local_answer(judge, draft, *missed, "so this is the local answer, unsure as it is")
         else:
-            answer = self._abstain((*reasons, *missed), draft)
+            answer = abstention((*reasons, *missed), draft)
             if isinstance(found, Missed) and found.queued:
                 answer = replace(answer, route="queued")
         answer = replace(
@@ -376,34 +376,6 @@ class Edge:
             return Missed("no remote is configured")
         topic = Topic(question, self.encoder.encode([question])[0], draft.passages, conversation)
         return (yield from self.handoff.answer(topic, reasons, cancel))
-
-    def _local(self, judge: Judge, draft: Draft, *more: str) -> Answer:
-        why = judge.explanation
-        unknown = () if why.probability is not None else (f"probability unknown: {why.note}",)
-        return Answer(
-            text=draft.cited.text,
-            citations=draft.cited.citations,
-            probability=why.probability,
-            route="local",
-            reasons=(*judge.decision.reasons, *draft.reasons, *more, *unknown),
-            timings=Timings(),
-            tokens=draft.tokens,
-            model=draft.model,
-            read=tuple(passage.id for passage in draft.passages),
-            dropped_citations=draft.cited.dropped,
-        )
-
-    def _abstain(self, reasons: tuple[str, ...], draft: Draft) -> Answer:
-        return Answer(
-            text=NOT_SURE if draft.usable else NOT_FOUND,
-            citations=(),
-            probability=None,
-            route="abstain",
-            reasons=reasons,
-            timings=Timings(),
-            tokens=draft.tokens,
-            model="",
-        )
 
 
 def _retrieval(k: int) -> str:
