@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -16,6 +16,7 @@ from edge_sdk.edge import Edge
 from edge_sdk.extracting import READ, Extractor
 from edge_sdk.fakes import FakeEncoder, FakeEngine, FakeReader
 from edge_sdk.prompt import Reading
+from edge_sdk.readers.extract import Extract
 from edge_sdk.records import Answer
 from edge_sdk.storage.store import Store
 
@@ -33,14 +34,17 @@ def make(tmp_path: Path) -> Iterator[Make]:
     (tmp_path / "manual.txt").write_text(MANUAL, encoding="utf-8")
 
     def build(
-        answer: str = "the red button", support: float = 6.0, *, engine: object = None, **more: object
+        answer: str = "the red button",
+        support: float = 6.0,
+        *,
+        engine: Callable[[], tuple[FakeEngine, Reading]] | None = None,
     ) -> Edge:
         folder = Calibrations(tmp_path / "calibrations")
         edge = Edge(
             Store.open(tmp_path / "store.db"),
             FakeEncoder,
-            engine or (lambda: pytest.fail("the model was loaded")),  # type: ignore[arg-type,return-value]
-            reader=lambda: FakeReader({QUESTION: answer}, support),  # type: ignore[arg-type,return-value]
+            engine or (lambda: pytest.fail("the model was loaded")),
+            reader=lambda: FakeReader({QUESTION: answer}, support),
             calibrations=folder,
         )
         edge.add([tmp_path / "manual.txt"])
@@ -96,18 +100,18 @@ def test_the_reader_is_part_of_what_a_models_calibration_depends_on(make: Make) 
 
 def test_only_the_best_passages_are_read() -> None:
     class Counting(FakeReader):
-        def read(self, question: str, passages: object) -> object:  # type: ignore[override]
-            seen.append(len(passages))  # type: ignore[arg-type]
-            return super().read(question, passages)  # type: ignore[arg-type]
+        def read(self, question: str, passages: Sequence[str]) -> Extract:
+            seen.append(len(passages))
+            return super().read(question, passages)
 
     seen: list[int] = []
-    extractor = Extractor(Counting({}))  # type: ignore[arg-type]
+    extractor = Extractor(Counting({}))
     extractor.extract(QUESTION, [hit(f"Passage {number}.") for number in range(READ + 3)])
     assert seen == [READ]
 
 
 def test_what_stands_nowhere_is_no_draft() -> None:
-    extractor, hits = Extractor(FakeReader({QUESTION: "green"})), [hit(MANUAL)]  # type: ignore[arg-type]
+    extractor, hits = Extractor(FakeReader({QUESTION: "green"})), [hit(MANUAL)]
     draft = extractor.draft(extractor.extract(QUESTION, hits), hits)
     assert not draft.usable and not draft.cited.text
 
