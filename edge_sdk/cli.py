@@ -38,6 +38,10 @@ COMMANDS = {
     "bundle verify": ("commands.bundle", "read every byte of a bundle and check it"),
     "bundle sign": ("commands.bundle", "sign a bundle in place"),
     "bundle keygen": ("commands.bundle", "make a key pair for signing"),
+    "head fit": ("commands.head", "make a classifier of short texts from a few examples of each label"),
+    "head classify": ("commands.head", "say which label a text has, how sure that is, and why"),
+    "head show": ("commands.head", "show what a classifier knows, and the terms that speak for each label"),
+    "distill": ("commands.distill", "make small models from documents and a teacher, and a bundle of them"),
     "distill static": ("commands.distill", "make an encoder without a transformer, for the smallest devices"),
     "export": ("commands.export", "write a Hugging Face folder as an ONNX model that agrees with it"),
     "convert": ("commands.convert", "a Hugging Face folder to a GGUF file, or back"),
@@ -54,6 +58,7 @@ COMMANDS = {
         "commands.eval_models",
         "measure how far a GGUF model is from another, as after quantization",
     ),
+    "eval intents": ("commands.head", "judge classifiers from a few examples, also on texts that have no label"),
     "eval answers": ("commands.measure", "measure retrieval and answers on a question set"),
 }
 

@@ -34,6 +34,8 @@ from edge_sdk.confidence.calibration import load as load_calibration
 from edge_sdk.encoders.encoders import is_static, open_encoder
 from edge_sdk.encoders.static_encoder import DESCRIPTION_FILE, STATIC_FILE
 from edge_sdk.errors import BundleError
+from edge_sdk.heads.classifier import has_encoder
+from edge_sdk.heads.head_file import ARRAYS_FILE, HEAD_FILE, is_head
 from edge_sdk.model_files.gguf_header import GgufHeader, read_header
 from edge_sdk.model_files.onnx_session import OnnxFile, find_model, inspect_onnx
 from edge_sdk.model_files.transformers_config import DecoderConfig
@@ -222,6 +224,14 @@ def _files(part: Part) -> Iterator[tuple[str, Path]]:
 
 def _model_files(folder: Path) -> list[Path]:
     """The files of a folder that its loader reads, and no others."""
+    if is_head(folder):
+        own = encoder_files(folder) if has_encoder(folder) else []
+        return [folder / HEAD_FILE, folder / ARRAYS_FILE, *own]
+    return encoder_files(folder)
+
+
+def encoder_files(folder: Path) -> list[Path]:
+    """The files of an encoder, or of another ONNX model, that its loader reads."""
     if is_static(folder):
         return [folder / name for name in (STATIC_FILE, DESCRIPTION_FILE, "tokenizer.json")]
     model = inspect_onnx(find_model(folder))

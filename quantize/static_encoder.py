@@ -48,13 +48,14 @@ def distil_static(
     name: str,
     dimension: int | None = None,
     texts: Sequence[Path] = (),
+    passages: Sequence[str] = (),
     progress: Update = lambda done, total, detail: None,
 ) -> dict[str, object]:
     """Make the folder `out` from the encoder of the folder `source`; the JSON document of the command.
 
     `texts` are files, or folders that are searched for the formats that `edge add` reads: best the documents that
-    will be searched, for then the loss is smallest. What cannot be read is in `skipped`. Nothing is at `out` before
-    everything is done. Raises `ConfigError` when `out` exists or the dimension is above the encoder's,
+    will be searched, for then the loss is smallest. What cannot be read is in `skipped`. `passages` are fitted beside
+    them, as they are. Nothing is at `out` before everything is done. Raises `ConfigError` when `out` exists or the dimension is above the encoder's,
     what `open_encoder` raises, and `ModelError` or `DiskFullError` when the folder cannot be written.
     """
     if out.exists():
@@ -64,7 +65,7 @@ def distil_static(
     if not 1 <= dimension <= teacher.dimension:
         raise ConfigError(f"dimension {dimension} is not from 1 to the {teacher.dimension} of {name}")
     skipped: list[str] = []
-    passages = list(dict.fromkeys(_passages(texts, skipped)))
+    passages = list(dict.fromkeys([*passages, *_passages(texts, skipped)]))
     spellings = [tokenizer.spelling(token) or "" for token in range(tokenizer.size)]
     special = tokenizer.special_spellings()
     shown = ["" if spelling in special else text_of_token(spelling) for spelling in spellings]

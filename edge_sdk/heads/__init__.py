@@ -1,0 +1,1 @@
+"""Small classifiers of short texts: which of the known requests a text is, if any, and why."""
