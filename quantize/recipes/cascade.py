@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_sdk.errors import ConfigError
+from edge_sdk.errors import CalibrationError, ConfigError
 
 from ..fit import fit
 from ..metrics import token_f1
@@ -72,7 +72,7 @@ class CascadePoint:
 def beliefs(tiers: Sequence[Tier], *, seed: int = 0) -> Beliefs:
     """Fit them, each question's by models that had not seen it, from all signals and from who says the same.
 
-    Raises `ConfigError` where a tier has too few right or wrong answers to learn from.
+    Raises `CalibrationError` where a tier has too few right or wrong answers to learn from.
     """
     for tier in tiers:
         _check(tier, len(tiers[0].quality))
@@ -99,9 +99,7 @@ def _belief(known: Sequence[Tier], at: int, seed: int) -> tuple[float, ...]:
     try:
         found = fit(rows, [value >= RIGHT for value in tier.quality], signs, seed=seed)
     except ValueError as error:
-        raise ConfigError(
-            f"the cascade cannot be calibrated: {tier.name} has {error}", hint="give more questions"
-        ) from error
+        raise CalibrationError(f"{tier.name} has {error}", hint="give more questions") from error
     return tuple(found.held_out.tolist())
 
 

@@ -1,0 +1,153 @@
+"""The stages of the decoder: it learns from sheets of passages, then becomes a LoRA adapter or a file of its own.
+
+Prompts are those of the engine that it will run in. Needs torch, which is loaded when a stage runs. Knows nothing
+of how a decoder is trained or judged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+from edge_sdk.config import Settings
+from edge_sdk.device import cpu_features
+from edge_sdk.errors import ConfigError, MissingExtraError
+from edge_sdk.hub.models import InstalledModel
+from edge_sdk.model_files.gguf_header import read_header
+from edge_sdk.prompt import Reading
+
+from ..training_data.example import read_examples
+from .data_stages import TRAIN
+from .recipe import DecoderPart, Recipe
+from .stages import Job, Stage
+
+if TYPE_CHECKING:
+    from ..students.decoder_data import Sheet
+    from ..students.decoder_model import DecoderModel
+
+ADAPTER, DECODER = "adapter.gguf", "decoder.gguf"
+"""The file in the result of `decoder-export`: one of the two."""
+_WEIGHTS = "weights.pt"
+_RATES = {"adapter": 4e-4, "full": 2e-5}
+_ALPHA = 2.0  # times the rank
+_FAST = "avx512_bf16"  # processors that multiply in bfloat16
+
+
+def decoder_stages(recipe: Recipe, part: DecoderPart, base: InstalledModel, settings: Settings) -> list[Stage]:
+    """Training and export."""
+    learned = {name: value for name, value in asdict(part).items() if name != "base"}
+    return [
+        Stage(
+            "decoder",
+            1,
+            lambda job: _train(job, part, base, settings, recipe.seed),
+            learned | {"seed": recipe.seed},
+            {"base": base.path},
+            ("curate",),
+        ),
+        Stage(
+            "decoder-export",
+            1,
+            lambda job: _export(job, part, base, recipe),
+            {"name": recipe.name, "licence": recipe.bundle.licence if recipe.bundle else None, "of": base.name},
+            {"base": base.path},
+            ("decoder",),
+        ),
+    ]
+
+
+def _train(job: Job, part: DecoderPart, base: InstalledModel, settings: Settings, seed: int) -> Mapping[str, Any]:
+    torch = import_torch()
+    from edge_sdk.engines.engine_gguf import GgufEngine
+
+    from ..students.decoder_data import Lessons, TaskMaker, make_sheets
+    from ..students.decoder_training import DecoderTraining, train_decoder
+
+    end = read_header(base.path).metadata.get("tokenizer.ggml.eos_token_id")
+    if not isinstance(end, int):
+        raise ConfigError(f"{base.name} names no token that ends an answer", hint="take a model made for chats")
+    examples = list(read_examples(job.results["curate"].folder / TRAIN))
+    maker, reading = TaskMaker(examples, Lessons()), _reading(part)
+    engine = GgufEngine.open(base.path, context=part.prompt_tokens, threads=settings.threads, sha256=base.sha256)
+
+    @lru_cache(maxsize=1)
+    def epoch(number: int) -> list[Sheet]:
+        return make_sheets(maker, engine, reading, end, seed=seed * 1_000 + number)
+
+    model, training = _model(part, base, seed), DecoderTraining(
+        epochs=part.epochs,
+        tokens=part.tokens,
+        learning_rate=part.learning_rate or _RATES[part.method],
+        confidence=part.confidence,
+        mixed=part.method == "full" and _fast(),
+        seed=seed,
+    )  # fmt: skip
+    try:
+        trained = train_decoder(
+            model,
+            epoch,
+            training,
+            checkpoint=job.scratch / "checkpoint.pt",
+            progress=job.progress,
+            cancel=job.cancel,
+        )
+    finally:
+        engine.close()
+    learned = {name: each.detach() for name, each in model.named_parameters() if each.requires_grad}
+    torch.save(learned, job.folder / _WEIGHTS)
+    return asdict(trained)
+
+
+def _model(part: DecoderPart, base: InstalledModel, seed: int) -> DecoderModel:
+    """The base, ready to be trained as the recipe wants it."""
+    torch = import_torch()
+    from ..students.decoder_lora import Lora, add_grid, add_lora
+    from ..students.decoder_model import DecoderModel
+
+    model = DecoderModel.from_gguf(base.path)
+    if part.method == "adapter":
+        lora = Lora(rank=part.rank, alpha=_ALPHA * part.rank)
+        add_lora(model, lora, frozen=torch.bfloat16 if _fast() else torch.float32, seed=seed)
+    elif part.quantize is not None:
+        add_grid(model, part.quantize)
+    return model
+
+
+def _export(job: Job, part: DecoderPart, base: InstalledModel, recipe: Recipe) -> Mapping[str, Any]:
+    torch = import_torch()
+    from ..students.decoder_export import AdapterFacts, write_adapter, write_model
+
+    model = _model(part, base, recipe.seed)
+    learned = torch.load(job.results["decoder"].folder / _WEIGHTS, weights_only=True)
+    model.load_state_dict(learned, strict=False)
+    if part.method == "full":
+        out = job.folder / DECODER
+        write_model(model, base.path, out, type=part.quantize or "F16", progress=job.progress, cancel=job.cancel)
+        return {"bytes": out.stat().st_size}
+    out, licence = job.folder / ADAPTER, recipe.bundle.licence if recipe.bundle else None
+    facts = AdapterFacts(
+        f"{recipe.name} adapter", base.spec.name if base.spec else None, reading=_reading(part), licence=licence
+    )
+    header = write_adapter(model, base.path, out, facts)
+    return {"bytes": out.stat().st_size, "rank": header.rank, "matrices": len(header.adapted)}
+
+
+def _reading(part: DecoderPart) -> Reading:
+    return Reading(part.prompt_tokens, True)
+
+
+def _fast() -> bool:
+    """Whether bfloat16 is faster than single precision here."""
+    cuda: bool = import_torch().cuda.is_available()
+    return cuda or _FAST in cpu_features()
+
+
+def import_torch() -> Any:
+    """The torch package, or `MissingExtraError`."""
+    try:
+        import torch
+    except ImportError:
+        raise MissingExtraError("training", "distill") from None
+    return torch

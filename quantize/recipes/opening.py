@@ -1,0 +1,95 @@
+"""Opens the teacher of a recipe: a file on this machine or on those of a Ray cluster, or a server.
+
+Knows nothing of what it is asked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from edge_sdk.config import Settings
+from edge_sdk.errors import ModelError
+from edge_sdk.fallback.budget import Budget, Prices
+from edge_sdk.fallback.endpoint import read_key
+from edge_sdk.hub.models import InstalledModel, resolve
+
+from ..teachers.endpoint_teacher import EndpointTeacher
+from ..teachers.gguf_teacher import GgufTeacher
+from ..teachers.kept import Kept
+from ..teachers.rate import Rate
+from ..teachers.teacher import Teacher
+from .cache import input_digest
+from .recipe import Recipe, TeacherPart
+from .shards import OnRay, ShardedTeacher
+
+
+@dataclass(frozen=True)
+class OpenGguf:
+    """Opens a file as a teacher wherever it is called."""
+
+    path: Path
+    sequences: int
+    threads: int | None
+    sha256: str | None
+
+    def __call__(self) -> GgufTeacher:
+        return GgufTeacher.open(self.path, sequences=self.sequences, threads=self.threads, sha256=self.sha256)
+
+
+@contextmanager
+def open_teacher(recipe: Recipe, settings: Settings, kept: Kept) -> Iterator[Teacher]:
+    """The teacher, closed at the end. Raises `EdgeError` where it cannot be opened."""
+    part = recipe.teacher
+    assert part is not None
+    if part.remote is not None:
+        yield _endpoint(part, settings, kept)
+        return
+    model = _local(part, settings)
+    opening = OpenGguf(model.path, part.at_once, part.threads or settings.threads, model.sha256)
+    with opening() as teacher:
+        if recipe.scale.ray is None:
+            yield teacher
+            return
+        fingerprint = teacher.fingerprint
+    with OnRay(recipe.scale.ray, processors=part.threads or 1) as runner:
+        yield ShardedTeacher(opening, fingerprint, runner, recipe.scale.shard)
+
+
+def teacher_facts(part: TeacherPart, settings: Settings) -> dict[str, Any]:
+    """What of a teacher decides its replies, found without loading it."""
+    if part.remote is not None:
+        return {"remote": part.remote, "model": part.remote_model}
+    model = _local(part, settings)
+    return {"sha256": model.sha256 or input_digest(model.path)}
+
+
+def teacher_name(part: TeacherPart) -> str:
+    """As people know it."""
+    return str(part.remote_model or Path(str(part.model)).stem)
+
+
+def _endpoint(part: TeacherPart, settings: Settings, kept: Kept) -> EndpointTeacher:
+    # A key is sent only where the recipe itself names its file: EDGE_REMOTE_KEY is for another server, perhaps.
+    own = replace(settings, remote_key_file=part.key_file, sources={**settings.sources, "remote_key_file": "flag"})
+    return EndpointTeacher(
+        str(part.remote),
+        str(part.remote_model),
+        ledger=kept.ledger,
+        key=(lambda: read_key(own)) if part.key_file is not None else None,
+        concurrency=part.at_once,
+        rate=Rate(requests=part.requests_per_minute, tokens=part.tokens_per_minute),
+        budget=Budget.parse(part.budget or ""),
+        prices=Prices.parse(part.prices) if part.prices else None,
+        offline=settings.offline,
+    )
+
+
+def _local(part: TeacherPart, settings: Settings) -> InstalledModel:
+    model = resolve(str(part.model), settings)
+    if model.format != "gguf":
+        raise ModelError(f"{model.name} cannot teach: it is no GGUF file", hint="see `edge models`")
+    return model
