@@ -109,12 +109,13 @@ def tiny_llama(
     embed: int = 32,
     feed: int = 64,
     experts: int = 0,
+    layers: int = 1,
 ) -> Path:
-    """Write a Llama with one layer of 32 dimensions over the 256 bytes, eight words and three control tokens.
+    """Write a Llama with layers of 32 dimensions over the 256 bytes, eight words and three control tokens.
 
     With `experts`, two of them are used for each token.
     """
-    heads, layers = 2, 1
+    heads = 2
     tokens = [*CONTROL, *byte_alphabet(), *WORDS]
     metadata = {
         "general.architecture": Field(STRING, "llama"),
