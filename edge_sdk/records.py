@@ -203,6 +203,7 @@ class RemoteReply:
     prompt_tokens: int | None
     completion_tokens: int | None
     milliseconds: float
+    logprobs: tuple[float, ...] = ()  # one natural logarithm a token, where the server was asked and tells them
 
 
 @dataclass(frozen=True, slots=True)

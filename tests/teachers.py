@@ -1,4 +1,4 @@
-"""Teachers for tests: one that answers at once as it is told, and the program that `test_kept` kills."""
+"""A teacher for tests that answers at once, as it is told."""
 
 from __future__ import annotations
 

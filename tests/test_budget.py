@@ -42,15 +42,16 @@ def test_money_is_read_back_as_it_was_shown(micro: int) -> None:
     assert parse_money(money(micro)) == micro
 
 
-@pytest.mark.parametrize("period", ["request", "day", "month"])
+@pytest.mark.parametrize("period", ["request", "day", "month", "total"])
 @pytest.mark.parametrize("unit", ["micro", "tokens", "calls"])
 def test_each_limit_holds_to_the_last_unit(period: str, unit: str) -> None:
     budget = Budget(**{period: Limit(**{unit: 10})})
     before = Spent() if period == "request" else Spent(6, 6, 6)
-    day, month = (before if period == "day" else Spent()), before
-    budget.check(Spent(**{unit: 10 - getattr(before, unit)}), day, month)
-    with pytest.raises(BudgetError, match=f"budget of the {period} has"):
-        budget.check(Spent(**{unit: 11 - getattr(before, unit)}), day, month)
+    day, month = (before if period == "day" else Spent()), (before if period != "total" else Spent())
+    budget.check(Spent(**{unit: 10 - getattr(before, unit)}), day, month, before)
+    named = "total budget" if period == "total" else f"budget of the {period}"
+    with pytest.raises(BudgetError, match=f"the {named} has"):
+        budget.check(Spent(**{unit: 11 - getattr(before, unit)}), day, month, before)
 
 
 def test_the_error_says_what_is_left() -> None:

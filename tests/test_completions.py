@@ -64,6 +64,11 @@ def test_token_counts_are_asked_for_only_on_request() -> None:
     assert json.loads(body)["stream_options"] == {"include_usage": True}
 
 
+def test_more_fields_of_the_api_can_be_sent() -> None:
+    body = json.loads(request_body("m", [], max_tokens=1, temperature=0, extra={"seed": 3, "max_tokens": 2}))
+    assert (body["seed"], body["max_tokens"], body["stream"]) == (3, 2, True)
+
+
 @given(text=st.text(st.characters(), max_size=20))
 def test_any_text_makes_a_body(text: str) -> None:
     body = json.loads(request_body("m", [Message("user", text)], max_tokens=1, temperature=0))
@@ -92,6 +97,25 @@ def test_a_reply_in_one_document() -> None:
     body = json.dumps(reply).encode()
     text, reader = read(body[:9], body[9:], media_type="application/json")
     assert (text, reader.finish_reason, reader.prompt_tokens, reader.completion_tokens) == ("Hi", "length", 4, None)
+
+
+def test_log_probabilities_are_read_where_they_are_told() -> None:
+    def told(content: object) -> bytes:
+        return event({"choices": [{"index": 0, "delta": {"content": "a"}, "logprobs": content}]})
+
+    rows = {"content": [{"token": "a", "logprob": -0.5}, {"token": "b", "logprob": 1e-9}]}
+    assert read(told(rows), told(rows), delta(finish="stop"))[1].logprobs == [-0.5, 0.0, -0.5, 0.0]
+    document = {"message": {"content": "a"}, "finish_reason": "stop", "logprobs": rows}
+    whole = json.dumps({"choices": [document]}).encode()
+    assert read(whole, media_type="application/json")[1].logprobs == [-0.5, 0.0]
+    for junk in (
+        None,
+        5,
+        [1],
+        {"content": 5},
+        {"content": [None, {}, {"logprob": "x"}, {"logprob": float("nan")}]},
+    ):
+        assert read(told(junk), delta(finish="stop"))[1].logprobs == []
 
 
 def test_a_finish_reason_without_done_is_an_end() -> None:

@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+import json
+import os
+import random
+import signal
 import sqlite3
+import sys
+import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from subprocess import PIPE, Popen
 from threading import Event
 
 import pytest
+from biller import Biller
+from loopback import Exchange
 from teachers import ScriptedTeacher, requests_of
 
 from edge_sdk.errors import EdgeError, StoreDamagedError, StoreError
@@ -90,6 +100,112 @@ def test_text_that_no_file_can_hold_is_the_same_now_and_later(path: Path) -> Non
     with Kept(path) as kept:
         requests = requests_of("\ud800 and \0", "é")
         assert kept.ask(ScriptedTeacher(str), requests) == kept.ask(ScriptedTeacher(str), requests)
+
+
+# --- killed -----------------------------------------------------------------------------------------
+
+AT_ONCE = 3
+QUESTIONS = [f"question {number}" for number in range(24)]
+
+
+class Labeller:
+    """Runs a labeller against a biller, and kills it around the request that was chosen."""
+
+    def __init__(self, path: Path, *, sabotage: bool = False) -> None:
+        self._path, self._sabotage = path, sabotage
+        self._known, self._pid, self._target, self._when, self._delay = Event(), 0, 0, "", 0.0
+        self.biller = Biller(self._meanwhile)
+
+    def __enter__(self) -> Labeller:
+        program = Path(__file__).with_name("killed_labeller.py")
+        self._program = Popen([sys.executable, str(program)], stdin=PIPE, stdout=PIPE, text=True)
+        self.biller.__enter__()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.biller.__exit__()
+        self._program.communicate()
+
+    def run(self, *, target: int = 0, when: str = "", delay: float = 0.0) -> int:
+        """The labeller's exit status; it is killed before or after the reply to the `target`th request, if any."""
+        self._known.clear()
+        self._target, self._when, self._delay = target and target + len(self.biller.requests), when, delay
+        order = {"path": str(self._path), "url": self.biller.url, "questions": QUESTIONS, "at_once": AT_ONCE}
+        assert self._program.stdin and self._program.stdout
+        self._program.stdin.write(json.dumps({**order, "sabotage": self._sabotage}) + "\n")
+        self._program.stdin.flush()
+        self._pid = int(self._program.stdout.readline().split()[1])
+        self._known.set()
+        status = int(self._program.stdout.readline().split()[1])
+        self.biller.join()
+        return status
+
+    def kept(self) -> set[str]:
+        with Kept(self._path) as kept:
+            replies = kept.ask(Deaf(self.biller.url), requests_of(*QUESTIONS))
+        return {question for question, reply in zip(QUESTIONS, replies, strict=True) if reply}
+
+    def _meanwhile(self, number: int, when: str, exchange: Exchange) -> None:
+        if number == self._target and when == self._when:
+            self._known.wait(20)
+            time.sleep(self._delay)
+            os.kill(self._pid, signal.SIGKILL)
+
+
+class Deaf(ScriptedTeacher):
+    """Has the name of the biller's teacher, and answers nothing."""
+
+    def __init__(self, url: str) -> None:
+        super().__init__(fails_after=None)
+        self.fingerprint = f"endpoint {url}/v1/chat/completions m"
+
+    def replies(self, requests: Sequence[Request], cancel: Event | None = None) -> Iterator[tuple[int, Reply]]:
+        return iter(())
+
+
+def check_kills(path: Path, seed: int, *, sabotage: bool = False) -> None:
+    """Kill a labeller at random points until it is done: what was lost and what was asked twice, each time."""
+    pick = random.Random(seed)
+    with Labeller(path, sabotage=sabotage) as labeller:
+        billed = labeller.biller.billed
+        repeated = 0
+        while True:
+            before, had = dict(billed), labeller.kept() if path.exists() else set()
+            status = labeller.run(
+                target=pick.randint(1, 12), when=pick.choice(["before", "after"]), delay=pick.choice([0, 0, 0.002])
+            )
+            kept = labeller.kept()
+            assert had <= kept
+            assert all(billed[question] == before[question] for question in had), "paid for twice"
+            lost = [
+                question
+                for question in billed
+                if billed[question] > before.get(question, 0) and question not in kept
+            ]
+            assert len(lost) <= AT_ONCE, f"{len(lost)} replies that were paid for are lost"
+            repeated += len(lost)
+            if not status:
+                break
+        assert labeller.run() == 0
+        assert labeller.kept() == set(QUESTIONS)
+        assert sum(billed.values()) <= len(QUESTIONS) + repeated
+        assert len(labeller.biller.by_key) == len(QUESTIONS)  # a server that bills a key once has billed each once
+
+
+def test_a_labeller_that_is_killed_loses_what_was_in_flight_and_pays_for_nothing_twice(path: Path) -> None:
+    check_kills(path, seed=1)
+
+
+@pytest.mark.campaign
+def test_killed_at_hundreds_of_points(tmp_path: Path) -> None:
+    for seed in range(100, 160):
+        check_kills(tmp_path / f"{seed}.db", seed)
+
+
+def test_sabotage_a_labeller_that_hoards_replies_is_caught(path: Path) -> None:
+    with pytest.raises(AssertionError, match="are lost"):
+        for seed in range(10):
+            check_kills(path.with_name(f"{seed}.db"), seed, sabotage=True)
 
 
 # --- files ------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""What remote calls may cost: prices, and limits per request, day and month in money, tokens and calls.
+"""What remote calls may cost: prices, and limits per request, day, month and in all, in money, tokens, calls.
 
 Pure. Money is a whole number of millionths of the user's currency, whichever that is, so nothing is rounded away.
 Days and months are those of UTC, so that travelling does not give a day twice.
@@ -14,8 +14,8 @@ from typing import Literal
 
 from ..errors import BudgetError, ConfigError
 
-Period = Literal["request", "day", "month"]
-PERIODS: tuple[Period, ...] = ("request", "day", "month")
+Period = Literal["request", "day", "month", "total"]
+PERIODS: tuple[Period, ...] = ("request", "day", "month", "total")
 MICRO = 1_000_000
 _MOST = 10**15  # of anything: sums of such numbers still fit SQLite's integers
 
@@ -69,7 +69,7 @@ class Limit:
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """The limits of a request, a day and a month; they hold for all remotes together.
+    """The limits of a request, a day, a month and of all that is in one ledger; they hold for all remotes together.
 
     >>> Budget.parse("0.01/request 0.50/day 200000tokens/day 100calls/month").day
     Limit(micro=500000, tokens=200000, calls=None)
@@ -78,13 +78,14 @@ class Budget:
     request: Limit = Limit()
     day: Limit = Limit()
     month: Limit = Limit()
+    total: Limit = Limit()
 
     @classmethod
     def parse(cls, text: str) -> Budget:
         """From words like "0.50/day" (money), "9000tokens/day" or "20calls/month"; raises `ConfigError`."""
         budget = cls()
         for word in text.replace(",", " ").split():
-            found = re.fullmatch(r"([0-9.]+)(tokens|calls)?/(request|day|month)", word)
+            found = re.fullmatch(r"([0-9.]+)(tokens|calls)?/(request|day|month|total)", word)
             if not found:
                 raise ConfigError(
                     f"the budget has a part {word!r}", hint='use words like "0.50/day 9000tokens/day 20calls/month"'
@@ -98,12 +99,12 @@ class Budget:
     @property
     def needs_prices(self) -> bool:
         """Whether a limit is in money."""
-        return any(limit.micro is not None for limit in (self.request, self.day, self.month))
+        return any(limit.micro is not None for limit in (self.request, self.day, self.month, self.total))
 
-    def check(self, call: Spent, day: Spent, month: Spent) -> None:
+    def check(self, call: Spent, day: Spent, month: Spent, total: Spent = Spent()) -> None:
         """Raise `BudgetError` when a call that may cost as much does not fit beside what was spent already."""
         for period, limit, spent in zip(
-            PERIODS, (self.request, self.day, self.month), (Spent(), day, month), strict=True
+            PERIODS, (self.request, self.day, self.month, self.total), (Spent(), day, month, total), strict=True
         ):
             after = spent + call
             for unit in ("micro", "tokens", "calls"):
@@ -111,10 +112,14 @@ class Budget:
                 if most is not None and wanted > most:
                     left = max(0, most - getattr(spent, unit))
                     raise BudgetError(
-                        f"the call may take {amount(unit, getattr(call, unit))} and the budget of the {period} has "
+                        f"the call may take {amount(unit, getattr(call, unit))} and the {_named(period)} has "
                         f"{amount(unit, left)} left of {amount(unit, most)}, nothing was sent",
                         hint="see `edge spend`, ask for a shorter answer or raise EDGE_BUDGET",
                     )
+
+
+def _named(period: Period) -> str:
+    return "total budget" if period == "total" else f"budget of the {period}"
 
 
 def starts(now: float) -> tuple[float, float]:

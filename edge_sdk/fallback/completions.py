@@ -7,8 +7,9 @@ so part of an answer is never taken for the whole.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from math import isfinite
 from typing import Any
 
 from ..errors import RemoteError, RemoteProtocolError
@@ -19,11 +20,18 @@ SHOWN = 200  # characters of a server's own words in an error message
 
 
 def request_body(
-    model: str, messages: Sequence[Message], *, max_tokens: int, temperature: float, include_usage: bool = False
+    model: str,
+    messages: Sequence[Message],
+    *,
+    max_tokens: int,
+    temperature: float,
+    include_usage: bool = False,
+    extra: Mapping[str, object] | None = None,
 ) -> bytes:
     """The JSON body of a streaming request, UTF-8; a lone surrogate becomes "?".
 
-    `include_usage` asks for token counts, which some servers refuse as an unknown field.
+    `include_usage` asks for token counts, which some servers refuse as an unknown field. `extra` has more fields of
+    the API, like `seed`.
 
     >>> request_body("m", [Message("user", "é?")], max_tokens=5, temperature=0.0).decode()
     '{"model":"m","messages":[{"role":"user","content":"é?"}],"max_tokens":5,"temperature":0.0,"stream":true}'
@@ -37,7 +45,9 @@ def request_body(
     }
     if include_usage:
         body["stream_options"] = {"include_usage": True}
-    return json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace")
+    return json.dumps(body | dict(extra or {}), ensure_ascii=False, separators=(",", ":")).encode(
+        "utf-8", "replace"
+    )
 
 
 class ReplyReader:
@@ -58,6 +68,7 @@ class ReplyReader:
         self.model: str | None = None
         self.prompt_tokens: int | None = None
         self.completion_tokens: int | None = None
+        self.logprobs: list[float] = []  # one a token, in nats, where the request asked for them
 
     def read(self, chunks: Iterable[bytes]) -> Iterator[str]:
         """Yield the text as it comes; the chunks may be split anywhere.
@@ -133,6 +144,7 @@ class ReplyReader:
         reason = choice.get("finish_reason")
         if isinstance(reason, str) and reason:
             self.finish_reason = one_line(reason)
+        self.logprobs += _logprobs(choice.get("logprobs"))
         message = choice.get(part)
         text = message.get("content") if isinstance(message, dict) else message
         if text is not None and not isinstance(text, str):
@@ -195,6 +207,14 @@ def _error_text(content: object, conceal: str | None) -> str:
             content = content[name]
     text = content if isinstance(content, str) else json.dumps(content, ensure_ascii=False)
     return one_line(text, conceal=conceal)
+
+
+def _logprobs(content: object) -> list[float]:
+    """Those of `{"content": [{"logprob": …}, …]}`; none where it is anything else."""
+    tokens = content.get("content") if isinstance(content, dict) else None
+    rows = tokens if isinstance(tokens, list) else []
+    values = [row.get("logprob") for row in rows if isinstance(row, dict)]
+    return [min(0.0, float(value)) for value in values if isinstance(value, int | float) and isfinite(value)]
 
 
 def _count(value: object) -> int | None:

@@ -102,7 +102,7 @@ def check(sql: sqlite3.Connection, call: Planned, budget: Budget, prices: Prices
     cost = prices.cost(call.prompt_tokens, call.completion_tokens)
     most = Spent(cost, call.prompt_tokens + call.completion_tokens, 1)
     day, month = starts(now)
-    budget.check(most, spent(sql, day), spent(sql, month))
+    budget.check(most, spent(sql, day), spent(sql, month), spent(sql, 0.0))
     return most
 
 

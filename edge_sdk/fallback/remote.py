@@ -118,7 +118,8 @@ class OpenAIRemote:
     setting of the environment is used unless `trust_env`. Times are in seconds: `connect_timeout` for name
     look-up, TCP and TLS, `first_byte_timeout` from the sent request to the first byte of the body (a slow
     server's whole prefill), `inter_token_timeout` for silence after that (keep-alive comments count as
-    life), `deadline` for all of it, however the bytes drip. A reply is at most 8 MiB.
+    life), `deadline` for all of it, however the bytes drip. A reply is at most 8 MiB. `extra` are more fields of
+    every request, like `logprobs`.
     """
 
     def __init__(
@@ -133,12 +134,14 @@ class OpenAIRemote:
         inter_token_timeout: float = 10.0,
         deadline: float = 60.0,
         include_usage: bool = False,
+        extra: Mapping[str, object] | None = None,
         trust_env: bool = False,
         transport: httpx.BaseTransport | None = None,
     ) -> None:
         self._url, self._model, self._key, self._offline = endpoint(url), model, key, offline
         self._limits = Limits(connect_timeout, first_byte_timeout, inter_token_timeout, deadline, _MAX_REPLY)
-        self._include_usage, self._trust_env, self._transport = include_usage, trust_env, transport
+        self._include_usage, self._extra, self._trust_env = include_usage, extra, trust_env
+        self._transport = transport
 
     def __repr__(self) -> str:
         return f"OpenAIRemote({self._url!r}, {self._model!r})"
@@ -166,6 +169,7 @@ class OpenAIRemote:
             max_tokens=max_tokens,
             temperature=temperature,
             include_usage=self._include_usage,
+            extra=self._extra,
         )
 
     def complete(
@@ -220,6 +224,7 @@ class OpenAIRemote:
             reader.prompt_tokens,
             reader.completion_tokens,
             _milliseconds(began),
+            tuple(reader.logprobs),
         )
 
 

@@ -48,8 +48,8 @@ def top_of(row: NDArray[np.float32], logsumexp: float, chosen: int, k: int) -> T
     """One place, from its row of logits and the logarithm of the sum of their exponentials.
 
     >>> top = top_of(np.log(np.array([0.2, 0.5, 0.3], np.float32)), 0.0, 1, 2)
-    >>> top.ids.tolist(), np.exp(top.logprobs).round(3).tolist(), np.exp(top.tail).round(3).tolist()
-    ([[1, 2]], [[0.5, 0.3]], [0.2])
+    >>> top.ids.tolist(), np.exp(top.logprobs).round(3), np.exp(top.tail).round(3)
+    ([[1, 2]], array([[0.5, 0.3]], dtype=float32), array([0.2], dtype=float32))
     """
     k = min(k, row.size)
     places = np.argpartition(row, row.size - k)[row.size - k :]
