@@ -64,7 +64,10 @@ def test_repeats_are_dropped_also_in_other_words_and_in_nearly_the_same_passage(
     assert reasons(GOOD, replace(GOOD, passage=nearly)) == ["question repeats another one"]
     same = replace(GOOD, question="Who was it that built the tower of Tarn?")
     assert reasons(GOOD, same, rules=Rules(question_likeness=0.8)) == ["question and answer repeat others"]
-    assert not reasons(GOOD, replace(same, answers=("1874",)), rules=Rules(question_likeness=0.8))
+    for answers in (("1874",), ()):
+        assert not reasons(
+            replace(GOOD, answers=answers[:0]), replace(same, answers=answers), rules=Rules(question_likeness=0.8)
+        )
 
 
 def test_questions_made_alike_about_other_passages_stay() -> None:

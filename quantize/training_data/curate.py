@@ -74,7 +74,7 @@ def curate(
 ) -> Curated:
     """Keep the examples that follow the rules, give nothing away of the evaluation and repeat no earlier one.
 
-    `titles` are those of passages, for `leakage`; `scores` is for example `quality.QuestionScores.of`. With a
+    `titles` are those of passages, for `leakage`; `scores` is for example `quality.similarity_scores`. With a
     budget, which needs an `encoder`, those stay whose questions together stand best for all, answered and
     unanswerable ones in the proportion that they came in. Raises `ValueError` for a budget without an encoder.
     """
@@ -210,9 +210,8 @@ class _Repeats:
 
 
 def _same_answers(one: Example, other: Example) -> bool:
-    if not one.answers or not other.answers:
-        return one.answers == other.answers
-    return max(token_f1(answer, other.answers) for answer in one.answers) >= _SAME
+    """That two questions have no answer does not make them alike."""
+    return max((token_f1(answer, other.answers) for answer in one.answers), default=0.0) >= _SAME
 
 
 # --- the choice under a budget --------------------------------------------------------------------------
