@@ -45,13 +45,25 @@ class _Path:
     shape: str = ""
 
 
-@np.errstate(invalid="ignore", over="ignore")  # damaged numbers are found by what they lead to
 def read_bert(graph: OnnxGraph) -> bert.BertWeights:
     """The weights of the encoder that the graph computes. Raises `NotBertError`."""
-    if len(graph.nodes) > _MOST_NODES:
-        raise NotBertError(f"it has {len(graph.nodes)} operations")
+    return _read(_Reader(graph))
+
+
+def read_float_bert(graph: OnnxGraph) -> bert.BertWeights:
+    """The same with every matrix as it is: float32 in place of codes, all scales 1.
+
+    For training; the kernel refuses them. Raises `NotBertError`.
+    """
+    return _read(_FloatReader(graph))
+
+
+@np.errstate(invalid="ignore", over="ignore")  # damaged numbers are found by what they lead to
+def _read(reader: _Reader) -> bert.BertWeights:
+    if len(reader.graph.nodes) > _MOST_NODES:
+        raise NotBertError(f"it has {len(reader.graph.nodes)} operations")
     try:
-        return _Reader(graph).read()
+        return reader.read()
     except NotBertError:
         raise
     except (ValueError, LookupError, TypeError, ArithmeticError, RecursionError) as error:
@@ -386,6 +398,14 @@ class _Reader:
                 if scale.shape == wanted and stored.min() > -128:
                     return np.ascontiguousarray(self.once(stored)), _flat(scale)
         return quantize(self.table(name), axis)
+
+
+class _FloatReader(_Reader):
+    def codes(self, name: str, axis: int) -> tuple[Array, NDArray[np.float32]]:
+        weights = np.array(self.table(name))
+        if not np.isfinite(weights).all():
+            raise NotBertError(f"{name} is not finite")
+        return weights, np.ones(weights.shape[axis], np.float32)
 
 
 def _pairs(node: Node) -> tuple[tuple[str, str], ...]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,22 @@ from typing import Any
 from ..errors import EngineError, ModelDamagedError, ModelNotFoundError
 
 _BYTE_TOKEN = re.compile("<0x([0-9A-Fa-f]{2})>")  # SentencePiece's spelling of a byte that it has no letter for
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+@dataclass(frozen=True, slots=True)
+class Pieces:
+    """Tokens of a text, each with the characters `text[start:end]` it stands for, and whether it begins a word."""
+
+    ids: list[int]
+    starts: list[int]
+    ends: list[int]
+    leads: list[bool]
+
+    @property
+    def trails(self) -> list[bool]:
+        """Whether a token ends a word."""
+        return [*self.leads[1:], True] if self.leads else []
 
 
 class Tokenizer:
@@ -30,10 +47,11 @@ class Tokenizer:
         self._read_decoder: str | None = None
 
     @classmethod
-    def open(cls, path: Path, *, max_tokens: int | None = None) -> Tokenizer:
+    def open(cls, path: Path, *, max_tokens: int | None = None, literal: bool = False) -> Tokenizer:
         """Load the file. With `max_tokens` an encoding ends there, special tokens included.
 
-        Raises `ModelNotFoundError` or `ModelDamagedError`.
+        `literal` takes special tokens that a text spells out as the text that they are. Raises `ModelNotFoundError`
+        or `ModelDamagedError`.
         """
         try:
             from tokenizers import Tokenizer as Native
@@ -55,6 +73,7 @@ class Tokenizer:
                 native.no_truncation()
             else:
                 native.enable_truncation(max_tokens)
+            native.encode_special_tokens = literal
         except Exception as error:  # the package raises bare Exception
             reason = str(error)[:200]
             raise ModelDamagedError(f"{path} is no tokenizer: {reason}", hint="pull the model again") from error
@@ -66,6 +85,17 @@ class Tokenizer:
         `framed` adds what the tokenizer puts around a sequence, such as `[CLS]` and `[SEP]`.
         """
         return list(self._native.encode(_encodable(text), add_special_tokens=framed).ids)
+
+    def pieces(self, text: str) -> Pieces:
+        """Tokens with their places in the text; words are what the tokenizer cuts a text into first.
+
+        Offsets count the characters of `text` as it was given: every surrogate counts as one.
+        """
+        found = self._native.encode(_SURROGATE.sub("\ufffd", text), add_special_tokens=False)
+        words = found.word_ids
+        starts, ends = zip(*found.offsets, strict=True) if found.offsets else ((), ())
+        leads = [at == 0 or word is None or word != words[at - 1] for at, word in enumerate(words)]
+        return Pieces(list(found.ids), list(starts), list(ends), leads)
 
     def piece(self, token: int) -> bytes:
         """The bytes that a token stands for in running text; none for a special token or an unknown id.

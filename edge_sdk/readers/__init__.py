@@ -1,0 +1,1 @@
+"""Extractive readers: a question and passages to the span that answers it."""
