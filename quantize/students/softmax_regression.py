@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float32]
 Integers = NDArray[np.int64]
 
-PENALTY = 1e-4
-STEPS = 200
+PENALTY = 3e-5
+STEPS = 100
 
 
 def fit_softmax(
