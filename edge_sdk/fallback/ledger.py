@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 from ..errors import StoreError
-from .budget import Budget, Prices, Spent, starts
+from .budget import Budget, Limit, Prices, Spent, starts
 
 State = Literal["reserved", "settled", "released", "unknown"]
 _MOST_TOKENS = 10**9  # a server that counts more is not believed further: the sum must stay a number
@@ -102,7 +102,8 @@ def check(sql: sqlite3.Connection, call: Planned, budget: Budget, prices: Prices
     cost = prices.cost(call.prompt_tokens, call.completion_tokens)
     most = Spent(cost, call.prompt_tokens + call.completion_tokens, 1)
     day, month = starts(now)
-    budget.check(most, spent(sql, day), spent(sql, month), spent(sql, 0.0))
+    total = Spent() if budget.total == Limit() else spent(sql, 0.0)
+    budget.check(most, spent(sql, day), spent(sql, month), total)
     return most
 
 

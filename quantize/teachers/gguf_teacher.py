@@ -129,6 +129,11 @@ class GgufTeacher:
         digest = self._sha256 or file_fingerprint(self._path)
         return f"gguf {digest} template {hashlib.sha256(template).hexdigest()[:16]}"
 
+    def count(self, request: Request) -> int:
+        """Exact number of tokens of a request's prompt."""
+        with self._inside() as model:
+            return len(self._tokens(model, 1, request))
+
     def replies(self, requests: Sequence[Request], cancel: Event | None = None) -> Iterator[tuple[int, Reply]]:
         """See `Teacher.replies`. All requests are checked before the first is answered.
 
