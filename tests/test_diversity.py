@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from itertools import combinations
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -28,7 +31,9 @@ def clusters(count: int, each: int) -> tuple[Floats, list[int]]:
 
 
 @pytest.mark.parametrize("choose", [facility_location, k_center])
-def test_one_of_each_group_is_chosen_however_large_the_groups_are(choose) -> None:  # type: ignore[no-untyped-def]
+def test_one_of_each_group_is_chosen_however_large_the_groups_are(
+    choose: Callable[[Floats, int], list[int]],
+) -> None:
     vectors, groups = clusters(12, 3)
     assert {groups[row] for row in choose(vectors, 12)} == set(range(12))
 
@@ -55,8 +60,6 @@ def test_k_center_leaves_no_row_farther_from_the_choice_than_twice_the_best() ->
 
     def worst(chosen: tuple[int, ...] | list[int]) -> float:
         return float(np.linalg.norm(vectors[:, None] - vectors[None, list(chosen)], axis=2).min(axis=1).max())
-
-    from itertools import combinations
 
     best = min(worst(three) for three in combinations(range(14), 3))
     assert worst(k_center(vectors, 3)) <= 2 * best + 1e-6

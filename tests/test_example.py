@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -43,7 +44,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / "made.jsonl"
     write_examples(path, [Example("Who?", "Ann.")])
 
-    def broken():  # type: ignore[no-untyped-def]
+    def broken() -> Iterator[Example]:
         yield Example("When?", "Now.")
         raise RuntimeError("stopped")
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from threading import Event
 
 from made_teachers import ScriptedTeacher
 
+from quantize.teachers.kept import Kept
+from quantize.teachers.teacher import Reply, Request, Teacher
 from quantize.training_data.drops import Drops
 from quantize.training_data.generate import generate_examples
 from quantize.training_data.passages import SourcePassage
@@ -86,10 +90,33 @@ def test_a_cancelled_run_gives_what_was_checked_and_asks_no_more() -> None:
     assert found == ["Who built the tower of Tarn?"] and len(teacher.asked) == 4
 
 
+class FromKept:
+    """A teacher that is asked only for what a file of replies does not hold."""
+
+    def __init__(self, teacher: Teacher, kept: Kept) -> None:
+        self._teacher, self._kept, self.fingerprint = teacher, kept, teacher.fingerprint
+
+    def replies(self, requests: Sequence[Request], cancel: Event | None = None) -> Iterator[tuple[int, Reply]]:
+        """See `Teacher.replies`."""
+        replies = self._kept.ask(self._teacher, requests, cancel=cancel)
+        yield from ((at, reply) for at, reply in enumerate(replies) if reply is not None)
+
+
+def test_a_run_that_was_stopped_goes_on_and_asks_nothing_twice(tmp_path: Path) -> None:
+    asked, expected = list[str](), list(generate_examples([TOWER, BRIDGE], ScriptedTeacher(script)))
+    for stop_after in (0, 1, 3, None, None):
+        teacher = ScriptedTeacher(script, stop_after=stop_after)
+        with Kept(tmp_path / "replies.db") as kept:
+            found = list(generate_examples([TOWER, BRIDGE], FromKept(teacher, kept), cancel=Event()))
+        assert len(teacher.asked) == stop_after or stop_after is None
+        asked += teacher.asked
+    assert found == expected and len(asked) == len(set(asked)) == 2 + len(ANSWERS)
+
+
 def test_passages_are_taken_only_when_their_wave_comes() -> None:
     taken: list[str] = []
 
-    def passages():  # type: ignore[no-untyped-def]
+    def passages() -> Iterator[SourcePassage]:
         for passage in (TOWER, BRIDGE):
             taken.append(passage.title)
             yield passage
