@@ -40,6 +40,7 @@ from edge_sdk.model_files.gguf_header import GgufHeader, read_header
 from edge_sdk.model_files.onnx_session import OnnxFile, find_model, inspect_onnx
 from edge_sdk.model_files.transformers_config import DecoderConfig
 from edge_sdk.prompt import Reading
+from edge_sdk.readers.description import FILE as READER_FILE
 
 from .publish import blocks_of, publish
 
@@ -50,6 +51,7 @@ _COMPANIONS = (
     "special_tokens_map.json",
     "tokenizer_config.json",
     "chat_template.jinja",
+    READER_FILE,
 )
 _LARGEST_FIGURES = 1 << 20
 

@@ -21,6 +21,7 @@ from edge_sdk.bundle.signature import make_keys
 from edge_sdk.confidence.calibration import Calibrations
 from edge_sdk.errors import BundleError, DiskFullError, EdgeError, SignatureError
 from edge_sdk.prompt import Reading
+from edge_sdk.readers.description import Description
 from quantize import publish
 from quantize.pack import Part, build_bundle, build_date, read_figures
 from quantize.publish import sign_bundle
@@ -105,11 +106,22 @@ def test_an_onnx_decoder_goes_in_as_a_folder(tmp_path: Path) -> None:
 
 def test_heads_adapters_and_readers_have_their_places(tmp_path: Path) -> None:
     write_encoder(tmp_path / "reader", np.ones((259, 2), np.float32))
+    Description().write(tmp_path / "reader")
     head = tmp_path / "reader" / "model.onnx"
     found = build_bundle(
         recipe([Part("reader", tmp_path / "reader", "MIT"), Part("head:intent", head, "MIT")]), tmp_path / "a.edge"
     )
-    assert list(found.checked) == ["heads/intent/model.onnx", "reader/model.onnx", "reader/tokenizer.json"]
+    assert list(found.checked) == ["heads/intent/model.onnx", "reader/model.onnx", "reader/reader.json",
+                                   "reader/tokenizer.json"]  # fmt: skip
+
+
+@pytest.mark.parametrize("description", [None, "{}", '{"format": 9}'])
+def test_a_reader_that_does_not_say_how_it_reads_is_not_packed(tmp_path: Path, description: str | None) -> None:
+    write_encoder(tmp_path / "reader", np.ones((259, 2), np.float32))
+    if description is not None:
+        (tmp_path / "reader" / "reader.json").write_text(description)
+    with pytest.raises(BundleError, match=r"reader/reader\.json"):
+        build_bundle(recipe([Part("reader", tmp_path / "reader", "MIT")]), tmp_path / "a.edge")
 
 
 def test_a_template_replaces_the_decoders(parts: list[Part], tmp_path: Path) -> None:

@@ -20,9 +20,10 @@ from ..heads.head_file import ARRAYS_FILE, HEAD_FILE, read_head
 from ..model_files.gguf_adapter import read_adapter
 from ..model_files.gguf_header import GgufHeader, read_header
 from ..model_files.onnx_session import find_model, inspect_onnx
+from ..readers.description import Description
 from .manifest import BundleFile, DecoderPart, Manifest
 
-CHECKS: Final = 2
+CHECKS: Final = 3
 """Counts up when a check is added: what passed the older ones is checked again."""
 _MAX_TEXT = 1 << 26
 _MAX_TEMPLATE = 1 << 16
@@ -48,6 +49,8 @@ def check_structure(manifest: Manifest, folder: Path) -> dict[str, str]:
             _check_head(manifest, role, folder)
         elif role in ("encoder", "reader") or role.startswith("head:"):
             _check_folder(manifest, role, folder)
+            if role == "reader":
+                _check_reader(manifest, folder)
     if manifest.decoder is not None and manifest.decoder.format == "onnx":
         _check_folder(manifest, "decoder", folder)
     return found
@@ -196,6 +199,15 @@ def _check_head(manifest: Manifest, role: str, folder: Path) -> None:
         _check_encoder_files(place, names, static=STATIC_FILE in names, folder=folder)
     elif head.encoder is not None and (manifest.encoder is None or manifest.encoder.fingerprint != head.encoder):
         _fail(place.as_posix(), "the encoder that it was fitted with is neither beside it nor the bundle's")
+
+
+def _check_reader(manifest: Manifest, folder: Path) -> None:
+    """A reader says beside its model how it reads."""
+    place = Path(manifest.of("reader")[0].path).parent
+    try:
+        Description.read(folder / place)
+    except ModelError as error:
+        _fail(place.as_posix(), error.message.replace(f"{folder}{os.sep}", ""))
 
 
 def _check_template(path: str, template: str | None, stated: str | None) -> None:
