@@ -38,18 +38,18 @@ def passage(number: int) -> str:
     name = _NAMES[number % len(_NAMES)]
     return (
         f"The lighthouse of {name} was built by {builder}. The tower of {name} is made of {stone}, was finished "
-        f"in {year} and is {height} tall. {_WEATHER[number % len(_WEATHER)]} The keeper of {name} lights its lamp "
-        f"every evening, and ships that pass {name} look out for it. A garden lies behind the walls of {name}, "
-        f"and the harbour of {name} has room for {number + 2} boats."
+        f"in {year} and is {height} tall. At {name}, {_WEATHER[number % len(_WEATHER)]}. The keeper of {name} "
+        f"lights its lamp every evening, and ships that pass {name} look out for it. A garden lies behind the "
+        f"walls of {name}, and the harbour of {name} has room for {number + 2} boats."
     )
 
 
 _WEATHER = (
-    "Storms come from the north there.",
-    "Fog lies over the bay in autumn.",
-    "Summers are dry and winters mild on that island.",
-    "Snow seldom stays for more than a week.",
-    "The sea is shallow and full of rocks.",
+    "storms come from the north",
+    "fog lies over the bay in autumn",
+    "summers are dry and winters mild",
+    "snow seldom stays for a week",
+    "the sea is full of rocks",
 )
 
 

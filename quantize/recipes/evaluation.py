@@ -30,7 +30,7 @@ from ..route_metrics import (
 from ..training_data.example import Example
 
 LOWER_IS_BETTER = frozenset({"ece", "brier", "milliseconds", "tokens", "megabytes"})
-_RESAMPLES = 2_000
+_RESAMPLES = 1_000
 
 
 @dataclass(frozen=True)
