@@ -20,13 +20,16 @@ from edge_sdk.errors import ConfigError
 from edge_sdk.model_files.gguf_adapter import read_adapter
 from edge_sdk.model_files.gguf_header import read_header
 from edge_sdk.prompt import Reading
-from edge_sdk.records import GenerateOptions
+from edge_sdk.records import GenerateOptions, Message
 from quantize.gguf_models.tensors import GgufModel
-from quantize.students.decoder_data import Branch, Sheet
+from quantize.students.decoder_batches import make_batch
+from quantize.students.decoder_data import Branch, Sheet, soft_sheets
 from quantize.students.decoder_export import AdapterFacts, merged_weights, write_adapter, write_model
 from quantize.students.decoder_lora import Lora, add_grid, add_lora
 from quantize.students.decoder_model import DecoderModel
-from quantize.students.decoder_training import DecoderTraining, make_batch, train_decoder
+from quantize.students.decoder_training import DecoderTraining, train_decoder
+from quantize.teachers.teacher import Request
+from quantize.teachers.top_logits import TopLogits, TopLogitsFile
 
 PROMPT = "the rain and the sea"
 FEW = DecoderTraining(epochs=12, tokens=60, learning_rate=2e-2, warm_up=0.1)
@@ -192,6 +195,40 @@ def test_a_student_of_some_layers_is_a_model_of_its_own(tmp_path: Path) -> None:
     np.testing.assert_array_equal(short.floats("blk.1.attn_k.weight"), deep.floats("blk.3.attn_k.weight"))
     with GgufEngine.open(tmp_path / "short.gguf", context=256, threads=1) as engine:
         np.testing.assert_allclose(first_logits(engine), says(model, engine), atol=2e-2)
+
+
+def test_a_teacher_of_the_same_vocabulary_is_learned_by_its_likelihoods(tmp_path: Path) -> None:
+    """Two thirds for one token, one third for another: a student of its words alone learns the first only."""
+    source = tiny_llama(tmp_path / "tiny.gguf")
+    request = Request((Message("user", "the sea"),))
+    likely = np.array([[201, 202]], np.int32)
+    with (
+        np.errstate(divide="ignore"),
+        GgufEngine.open(source, context=256, threads=1) as engine,
+        TopLogitsFile.open(tmp_path / "top", teacher="t", vocabulary=267, k=2) as top,
+    ):
+        chosen, logprobs = np.array([201], np.int32), np.log(np.array([[2 / 3, 1 / 3]], np.float32))
+        top.append(request.key, TopLogits(chosen, likely, logprobs, np.log(np.zeros(1, np.float32))))
+        (sheet,) = soft_sheets([request, Request((Message("user", "unknown"),))], top, engine)
+        prompt = engine.tokens(engine.render(request.messages))
+        assert [*sheet.prefix, *sheet.branches[0].tokens] == [*prompt, 201]
+        smaller = tmp_path / "small"
+        with TopLogitsFile.open(smaller, teacher="t", vocabulary=50, k=2) as few:
+            few.append(request.key, TopLogits(chosen, likely, logprobs, np.log(np.zeros(1, np.float32))))
+            with pytest.raises(ConfigError, match="is not among the 50 of small"):
+                soft_sheets([request], few, engine)
+
+    def learned(soft: float) -> list[float]:
+        model = fresh(source)
+        train_decoder(model, lambda epoch: [sheet], DecoderTraining(epochs=60, learning_rate=1e-2, soft=soft))
+        with torch.inference_mode():
+            shares: torch.Tensor = model.logits(model(torch.tensor([prompt])))[0, -1].softmax(-1)
+        return shares[[201, 202]].tolist()  # type: ignore[no-any-return]
+
+    first, second = learned(1.0)
+    assert 0.4 < first < 0.7
+    assert 0.15 < second < 0.4
+    assert learned(0.0)[1] < 0.05
 
 
 def test_what_cannot_be_written_is_refused(tiny: Path, tmp_path: Path) -> None:

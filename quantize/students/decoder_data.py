@@ -21,6 +21,8 @@ from edge_sdk.records import Hit, Message, Passage
 
 from ..collection import Update
 from ..metrics import contains
+from ..teachers.teacher import Request
+from ..teachers.top_logits import TopLogits, TopLogitsFile
 from ..training_data.example import Example
 
 _WORD = re.compile(r"\w{3,}")
@@ -82,10 +84,14 @@ class Task:
 
 @dataclass(frozen=True, slots=True)
 class Branch:
-    """What follows a sheet: `tokens` of the rest of a prompt and of its answer, which begins at `answer`."""
+    """What follows a sheet: `tokens` of the rest of a prompt and of its answer, which begins at `answer`.
+
+    `soft` says how likely a teacher of the same vocabulary found what might be said at each place of the answer.
+    """
 
     tokens: tuple[int, ...]
     answer: int
+    soft: TopLogits | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,6 +233,24 @@ def _sheets(
         shared = _common([tokens[: start - 1] for tokens, start in answered])
         branches = tuple(Branch(tuple(tokens[shared:]), start - shared) for tokens, start in answered)
         yield Sheet(tuple(answered[0][0][:shared]), branches)
+
+
+def soft_sheets(requests: Sequence[Request], top: TopLogitsFile, tokenizer: Tokenizer) -> list[Sheet]:
+    """What a teacher said to requests, token by token, with what else it found likely, where `top` has that.
+
+    Raises `ConfigError` where the teacher's vocabulary is not as large as the student's tokens need.
+    """
+    made = []
+    for request in requests:
+        if (found := top.get(request.key)) is not None:
+            prompt, said = tokenizer.tokens(tokenizer.render(request.messages)), found.chosen.tolist()
+            if max(prompt) >= top.vocabulary:
+                raise ConfigError(
+                    f"token {max(prompt)} is not among the {top.vocabulary} of {top.path.name}",
+                    hint="distil logits from a teacher of the same vocabulary",
+                )
+            made.append(Sheet(tuple(prompt[:-1]), (Branch((prompt[-1], *said), 1, found),)))
+    return made
 
 
 def task_prompt(task: Task, engine: Renderer, reading: Reading) -> Prompt:

@@ -14,26 +14,24 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from random import Random
 from statistics import fmean
 from threading import Event
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from edge_sdk.errors import ConfigError
 
 from ..collection import Update
 from .checkpoint import load_checkpoint, save_checkpoint
+from .decoder_batches import make_batch, planned
 from .decoder_data import Sheet
 from .decoder_lora import refresh_grid
-from .decoder_loss import answer_loss, confidence_loss
+from .decoder_loss import answer_loss, confidence_loss, distillation_loss
 from .decoder_model import DecoderModel
 
 _LONGEST_GRADIENT = 1.0  # longer ones are scaled down to it
 _SHOWN = 50  # steps whose mean loss is shown
-_SORTED = 256  # sheets that are sorted by length together
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +40,8 @@ class DecoderTraining:
 
     `learning_rate` suits LoRA; all weights want about a twentieth of it. `confidence` is the share of steps at the
     end that teach to be sure only when right (`confidence_loss`, with `alpha`). `mixed` computes in bfloat16 where
-    all weights are trained. Weights on a grid are rounded anew every `grid_steps`.
+    all weights are trained. Weights on a grid are rounded anew every `grid_steps`. `soft` is the
+    share of the loss, where a teacher's likelihoods are known, that is the divergence from them.
     """
 
     epochs: int = 2
@@ -54,12 +53,15 @@ class DecoderTraining:
     alpha: float = 0.5
     mixed: bool = False
     grid_steps: int = 16
+    soft: float = 0.9
     seed: int = 0
 
     def __post_init__(self) -> None:
         if min(self.epochs, self.tokens, self.grid_steps) < 1 or self.learning_rate <= 0:
             raise ConfigError(f"nothing can be trained with {self}")
-        if not (0 <= self.confidence <= 1 and 0 <= self.alpha <= 1 and 0 <= self.warm_up < 1):
+        if not (
+            0 <= self.confidence <= 1 and 0 <= self.alpha <= 1 and 0 <= self.soft <= 1 and 0 <= self.warm_up < 1
+        ):
             raise ConfigError(f"shares of {self} are not between 0 and 1")
 
 
@@ -73,24 +75,6 @@ class Trained:
     tokens: int
     seconds: float
     loss: float
-
-
-@dataclass(frozen=True, slots=True)
-class Batch:
-    """Sheets as tensors [batch, length], `seen` [batch, length, length].
-
-    `places` [answers' tokens, 2] are the rows and columns at which the tokens `labels` are to be said.
-    """
-
-    tokens: Tensor
-    positions: Tensor
-    seen: Tensor
-    places: Tensor
-    labels: Tensor
-
-    def to(self, device: torch.device) -> Batch:
-        """The same on a device."""
-        return Batch(*(getattr(self, name).to(device) for name in self.__slots__))
 
 
 def train_decoder(
@@ -114,9 +98,16 @@ def train_decoder(
     model.to(where).train()
     trained = {name: each for name, each in model.named_parameters() if each.requires_grad}
     grid = dict(model.named_buffers())  # what rounding adds; empty without a grid
-    batches = _planned(epochs(0), settings, 0)
+    sheets = epochs(0)
+
+    def steps_of(number: int) -> list[list[Sheet]]:
+        if number == settings.epochs:
+            return []
+        return planned(epochs(number) if number else sheets, settings.tokens, f"{settings.seed} {number}")
+
+    batches = steps_of(0)
     facts = {
-        "sheets": _fingerprint(epochs(0)),
+        "sheets": _fingerprint(sheets),
         "trained": hashlib.sha256(repr([(n, tuple(p.shape)) for n, p in trained.items()]).encode()).hexdigest(),
         "settings": asdict(settings),
     }
@@ -135,7 +126,7 @@ def train_decoder(
         torch.set_rng_state(state["random"])
         epoch, at, steps, answers, tokens = (state[name] for name in ("epoch", "at", "steps", "answers", "tokens"))
         seconds, losses = state["seconds"], state["losses"]
-        batches = _planned(epochs(epoch), settings, epoch) if epoch < settings.epochs else []
+        batches = steps_of(epoch) if epoch else batches
     else:
         torch.manual_seed(settings.seed)
     started = saved = time.perf_counter()
@@ -153,7 +144,7 @@ def train_decoder(
             break
         if at == len(batches):
             epoch, at = epoch + 1, 0
-            batches = _planned(epochs(epoch), settings, epoch) if epoch < settings.epochs else []
+            batches = steps_of(epoch)
             continue
         done = (epoch + at / len(batches)) / settings.epochs
         for group in optimizer.param_groups:
@@ -189,56 +180,16 @@ def _step(
     logits = model.logits(hidden[batch.places[:, 0], batch.places[:, 1]])
     sure = done >= 1 - settings.confidence
     loss = confidence_loss(logits, batch.labels, settings.alpha) if sure else answer_loss(logits, batch.labels)
+    if len(batch.soft):
+        share = settings.soft * len(batch.soft) / len(batch.labels)
+        taught = distillation_loss(logits[batch.soft], batch.likely, batch.logprobs, batch.tail)
+        loss = (1 - share) * loss + share * taught
     optimizer.zero_grad(set_to_none=True)
     loss.backward()  # type: ignore[no-untyped-call]
     wanting: list[Any] = [each for group in optimizer.param_groups for each in group["params"]]
     torch.nn.utils.clip_grad_norm_(wanting, _LONGEST_GRADIENT)
     optimizer.step()
     return float(loss.detach())
-
-
-def make_batch(sheets: Sequence[Sheet]) -> Batch:
-    """Sheets side by side. A branch attends to the prefix and to itself; its positions follow the prefix."""
-    length = max(sheet.length for sheet in sheets)
-    tokens, positions, parts = (torch.zeros((len(sheets), length), dtype=torch.long) for _ in range(3))
-    parts -= 1  # padding is a part of its own
-    places, labels = list[tuple[int, int]](), list[int]()
-    for row, sheet in enumerate(sheets):
-        start = len(sheet.prefix)
-        tokens[row, :start], positions[row, :start] = torch.tensor(sheet.prefix), torch.arange(start)
-        parts[row, :start] = 0
-        at = start
-        for number, branch in enumerate(sheet.branches, 1):
-            end = at + len(branch.tokens)
-            tokens[row, at:end] = torch.tensor(branch.tokens)
-            positions[row, at:end] = torch.arange(start, start + end - at)
-            parts[row, at:end] = number
-            places += [(row, place) for place in range(at + branch.answer - 1, end - 1)]
-            labels += branch.tokens[branch.answer :]
-            at = end
-    same = parts[:, :, None] == parts[:, None, :]
-    earlier = torch.ones((length, length), dtype=torch.bool).tril()
-    seen = (same | (parts[:, None, :] == 0)) & earlier
-    return Batch(tokens, positions, seen, torch.tensor(places), torch.tensor(labels))
-
-
-def _planned(sheets: Sequence[Sheet], settings: DecoderTraining, epoch: int) -> list[list[Sheet]]:
-    """The steps of an epoch: sheets of about equal length together, as many as `tokens` allow, in random order."""
-    random = Random(f"{settings.seed} {epoch}")
-    order = random.sample(sheets, len(sheets))
-    made: list[list[Sheet]] = []
-    for start in range(0, len(order), _SORTED):
-        batch: list[Sheet] = []
-        for sheet in sorted(order[start : start + _SORTED], key=lambda each: each.length):
-            if batch and (len(batch) + 1) * sheet.length > settings.tokens:
-                made.append(batch)
-                batch = []
-            batch.append(sheet)
-        made.append(batch)
-    if not made:
-        raise ConfigError("there is nothing to train on", hint="give more examples, or a larger prompt")
-    random.shuffle(made)
-    return made
 
 
 def _schedule(done: float, warm_up: float) -> float:
@@ -253,4 +204,10 @@ def _schedule(done: float, warm_up: float) -> float:
 
 
 def _fingerprint(sheets: Sequence[Sheet]) -> str:
-    return hashlib.sha256(repr([(each.prefix, each.branches) for each in sheets]).encode()).hexdigest()
+    digest = hashlib.sha256()
+    for sheet in sheets:
+        for branch in sheet.branches:
+            digest.update(repr((sheet.prefix, branch.tokens, branch.answer)).encode())
+            if branch.soft is not None:
+                digest.update(branch.soft.ids.tobytes() + branch.soft.logprobs.tobytes())
+    return digest.hexdigest()
