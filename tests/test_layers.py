@@ -51,7 +51,7 @@ PARTS = {
     "bundle": "canonical fields manifest signature archive folder checks cache",
     "privacy": "checksums patterns views detectors presidio pseudonyms gate canaries",
     "bench": "engine | ingest | search text retrieve",
-    "commands": "options answers bundle convert distill export documents fallback learned measure eval_models"
+    "commands": "options answers bundle convert distill export documents fallback learned measure head eval_models"
     " models privacy quantize_onnx quantize tune route",
 }
 
