@@ -8,11 +8,12 @@ import pytest
 from bundle_files import recipe
 from gguf_files import BOOL, STRING, U32, Field, tiny_llama
 from lora_files import tiny_adapter
+from onnx_files import decoder_tensors, write_decoder
 
 from edge_sdk import loading
 from edge_sdk.config import Settings, load_settings
 from edge_sdk.engines.engine_gguf import GgufEngine
-from edge_sdk.errors import ModelError, ModelNotFoundError
+from edge_sdk.errors import BundleError, ModelError, ModelNotFoundError
 from edge_sdk.prompt import Reading
 from quantize.pack import Part, build_bundle
 
@@ -77,6 +78,17 @@ def test_of_several_the_default_or_the_named_one_is_used(tmp_path: Path, model: 
         loaded(settings(tmp_path, bundle=packed, adapter="medicine"))
     (tmp_path / "more").mkdir()
     assert loaded(settings(tmp_path, bundle=bundle(tmp_path / "more", model, law=one, style=two)))[0] is None
+
+
+def test_an_onnx_decoder_takes_no_adapter(tmp_path: Path) -> None:
+    adapter = tiny_adapter(tmp_path / "a.gguf")
+    write_decoder(tmp_path / "writer", decoder_tensors(), quantized=True)
+    decoder = Part("decoder", tmp_path / "writer", "MIT")
+    with pytest.raises(BundleError, match="an adapter goes with a GGUF decoder, not with onnx"):
+        build_bundle(recipe([decoder, Part("adapter:style", adapter, "MIT")]), tmp_path / "b.edge")
+    build_bundle(recipe([decoder]), tmp_path / "b.edge")
+    with pytest.raises(ModelError, match="writer is an ONNX model, which takes no adapter"):
+        loaded(settings(tmp_path, bundle=tmp_path / "b.edge", adapter=str(adapter)))
 
 
 def test_an_adapter_without_a_decoder_brings_the_one_that_it_is_for(tmp_path: Path, model: Path) -> None:
