@@ -31,12 +31,13 @@ from ..calibrate import Target, ask_all, calibrate, check_enough, halves, read_a
 from ..collection import fill_store
 from ..training_data.example import read_examples
 from .cache import input_digest
-from .data_stages import CALIBRATION, HELD_OUT, TRAIN, kept_passages
+from .data_stages import CALIBRATION, HELD_OUT, TRAIN
 from .decoder_stages import ADAPTER, DECODER
 from .ledger_examples import SOURCE as LEDGER
 from .recipe import Recipe
 from .stages import Job, Stage
 from .student_stages import ENCODER, HEAD, READER
+from .teacher_stages import kept_passages
 
 DRAFT, CALIBRATIONS, EVALUATION = "draft.edge", "calibrations", "evaluation.jsonl"
 _QUESTIONS = 50  # of the mini evaluation set that goes with a bundle

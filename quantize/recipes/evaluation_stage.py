@@ -26,7 +26,7 @@ from ..training_data.data_files import read_data
 from ..training_data.example import Example, read_examples
 from . import report, smallest
 from .cascade import Tier, evaluate_cascade
-from .data_stages import HELD_OUT, REPLIES, KeptTeacher
+from .data_stages import HELD_OUT
 from .decoder_stages import ADAPTER, DECODER
 from .evaluation import (
     LOWER_IS_BETTER,
@@ -46,6 +46,7 @@ from .recipe import Recipe
 from .stages import Job, Stage
 from .student_stages import READER
 from .systems import DecoderSystem, ReaderSystem, SentenceRule, TeacherSystem, size_of
+from .teacher_stages import REPLIES, KeptTeacher
 
 DOCUMENT, PAGE, TEXT = "evaluation.json", "report.html", "report.md"
 _CONTEXT = 4096

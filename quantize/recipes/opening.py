@@ -1,6 +1,6 @@
-"""Opens the teacher of a recipe: a file on this machine or on those of a Ray cluster, or a server.
+"""Opens what a recipe works with: its teacher, and the encoder of its data, here or on a Ray cluster.
 
-Knows nothing of what it is asked.
+Knows nothing of what they are asked.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from edge_sdk.config import Settings
+from edge_sdk.encoders.embed import Encoder
+from edge_sdk.encoders.encoders import open_encoder
 from edge_sdk.errors import ModelError
 from edge_sdk.fallback.budget import Budget, Prices
 from edge_sdk.fallback.endpoint import read_key
@@ -24,7 +26,7 @@ from ..teachers.rate import Rate
 from ..teachers.teacher import Teacher
 from .cache import input_digest
 from .recipe import Recipe, TeacherPart
-from .shards import OnRay, ShardedTeacher
+from .shards import OnRay, ShardedEncoder, ShardedTeacher
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,32 @@ def open_teacher(recipe: Recipe, settings: Settings, kept: Kept) -> Iterator[Tea
         fingerprint = teacher.fingerprint
     with OnRay(recipe.scale.ray, processors=part.threads or 1) as runner:
         yield ShardedTeacher(opening, fingerprint, runner, recipe.scale.shard)
+
+
+@dataclass(frozen=True)
+class OpenEncoder:
+    """Opens a folder as an encoder wherever it is called."""
+
+    folder: Path
+    name: str
+
+    def __call__(self) -> Encoder:
+        return open_encoder(self.folder, name=self.name)
+
+
+@contextmanager
+def open_near(recipe: Recipe, settings: Settings) -> Iterator[Encoder]:
+    """What tells which texts are near each other."""
+    model = resolve(recipe.data.encoder, settings)
+    opening = OpenEncoder(model.directory, model.name)
+    encoder = opening()
+    if recipe.scale.ray is None:
+        yield encoder
+        return
+    with OnRay(recipe.scale.ray) as runner:
+        yield ShardedEncoder(
+            opening, runner, recipe.scale.shard, fingerprint=encoder.fingerprint, dimension=encoder.dimension
+        )
 
 
 def teacher_facts(part: TeacherPart, settings: Settings) -> dict[str, Any]:

@@ -20,7 +20,8 @@ from edge_sdk.hub.models import resolve
 from ..evaluate_intents import judge, milliseconds
 from ..evaluate_retrieval import evaluate_retrieval
 from ..students.heads import OUT_OF_SCOPE, fit_head, read_labelled
-from ..training_data.example import Example
+from ..training_data.example import Example, read_examples
+from .data_stages import CALIBRATION, TRAIN
 from .recipe import HeadPart, Recipe
 from .stages import Job
 from .student_stages import ENCODER, HEAD
@@ -45,7 +46,10 @@ def _encoders(
     job: Job, recipe: Recipe, settings: Settings, examples: Sequence[Example]
 ) -> dict[str, dict[str, Any]]:
     assert recipe.encoder is not None
-    data, passages = job.scratch / "retrieval", list(dict.fromkeys(each.passage for each in examples))
+    data = job.scratch / "retrieval"
+    passages = dict.fromkeys(each.passage for each in examples)
+    for name in () if recipe.evaluate.data else (TRAIN, CALIBRATION):  # all that a question could be about
+        passages |= dict.fromkeys(each.passage for each in read_examples(job.results["curate"].folder / name))
     data.mkdir(exist_ok=True)
     ids = {text: f"p{number}" for number, text in enumerate(passages)}
     _rows(data / "passages.jsonl", [{"id": id, "text": text} for text, id in ids.items()])

@@ -19,6 +19,7 @@ from .evaluation_stage import evaluation_stage
 from .recipe import Recipe
 from .stages import Stage
 from .student_stages import student_stages
+from .teacher_stages import teacher_stages
 
 
 def stages_of(recipe: Recipe, settings: Settings, *, ledger: Path | None = None) -> list[Stage]:
@@ -31,7 +32,8 @@ def stages_of(recipe: Recipe, settings: Settings, *, ledger: Path | None = None)
         raise OfflineError(
             f"the teacher is at {recipe.teacher.remote}, and EDGE_OFFLINE is set", hint="name a local model"
         )
-    stages = data_stages(recipe, settings, ledger=ledger)
+    stages = teacher_stages(recipe, settings)
+    stages += data_stages(recipe, settings, [stage.name for stage in stages], ledger=ledger)
     students = student_stages(recipe, settings)
     names = [stage.name for stage in (*stages, *students)]
     evaluation = evaluation_stage(recipe, settings, names)

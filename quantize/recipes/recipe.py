@@ -41,6 +41,7 @@ class DataPart:
 
     documents: tuple[Path, ...] = ()  # files and folders, as `edge add` takes them; .jsonl: rows {text, title}
     examples: tuple[Path, ...] = ()  # question sets that have their answers (JSONL)
+    unlabelled: tuple[Path, ...] = ()  # questions for the teacher to answer from the documents: rows {question}
     encoder: str = "minilm-l6-int8"  # finds near passages that do not answer, and questions that differ
     questions: int = between(1, 8, default=4)  # a passage, at most
     passages: int | None = between(1, 10_000_000, default=None)  # of all documents, at most
@@ -179,6 +180,8 @@ def _check(it: Recipe) -> None:
             raise ConfigError(f"{where}.head has the name {name[:60]!r}", hint="use small letters and digits")
     if it.teacher is not None:
         _check_teacher(it.teacher, f"{where}.teacher")
+    if it.data.unlabelled and not it.data.documents:
+        raise ConfigError(f"{where} has questions to answer but no documents", hint="name them in data.documents")
     if it.data.documents and it.teacher is None:
         raise ConfigError(f"{where} has documents but no teacher to ask about them", hint="add [teacher]")
     if it.data.held_out + it.data.calibration >= 1:

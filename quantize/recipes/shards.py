@@ -66,7 +66,7 @@ class OnRay:
         try:
             more = {"include_dashboard": False} if address == "local" else {}
             self._ray.init(address, log_to_driver=False, logging_level="ERROR", **more)
-        except (ConnectionError, RuntimeError, ValueError) as error:
+        except Exception as error:  # Ray raises many kinds, that its own processes did not start among them
             raise EdgeError(f"no Ray cluster at {address}: {error}", hint="check [scale] ray") from error
 
     def map(self, function: Callable[[Shard], Found], shards: Sequence[Shard]) -> Iterator[tuple[int, Found]]:

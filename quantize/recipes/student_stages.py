@@ -16,11 +16,12 @@ from edge_sdk.errors import ConfigError
 from edge_sdk.hub.models import InstalledModel, resolve
 
 from ..training_data.example import Example, read_examples
-from .data_stages import CALIBRATION, TRAIN, kept_passages
+from .data_stages import CALIBRATION, TRAIN
 from .decoder_stages import decoder_stages, import_torch
 from .evaluation import tasks_of
 from .recipe import EncoderPart, HeadPart, ReaderPart, Recipe
 from .stages import Job, Stage
+from .teacher_stages import kept_passages
 
 READER, ENCODER, HEAD = "reader", "encoder", "head"
 """Folders in the results of the stages `reader-export`, `encoder` and `head-NAME`."""
