@@ -72,6 +72,7 @@ def damaged(values: dict[str, Any], *path: str | int, to: object) -> None:
         (("encoder",), "0" * 64, "do not go together"),
         (("terms", 0), "zzz", "terms are not sorted"),
         (("terms",), ["a"], "its rarities are"),
+        (("examples",), [], "it has no examples"),
         (("examples", 0, 1), 2, "is no example"),
         (("examples", 0, 1), True, "is no whole number"),
         (("examples", 0), ["a"], "is no example"),

@@ -40,8 +40,8 @@ def head_fit_command(
     """Fit a classifier to EXAMPLES (JSONL: text, label) in the new folder OUT.
 
     Ten examples a label are good, and some texts that have none of the labels (`--out-of-scope`) better still. Over
-    the encoder's vectors it understands other words too; over words (`--words`) it needs no encoder, weighs a
-    megabyte or two and shows the terms that decide. Pack it with `edge bundle build --head NAME=OUT`.
+    the encoder's vectors it understands other words too; over words (`--words`) it needs no encoder and shows the
+    terms that decide. Pack it with `edge bundle build --head NAME=OUT`.
     """
     from ..loading import encoder_folder, load_encoder
 

@@ -32,6 +32,7 @@ SIGNALS = {
 }
 """What probabilities are made of: nothing that tells one label from another."""
 _REASONS, _NEAREST = 6, 3
+_SLICE = 256  # texts
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +114,11 @@ class IntentHead:
 
     def classify_all(self, texts: Sequence[str], *, explain: bool = False) -> list[Classification]:
         """The labels of texts, in their order."""
-        return [self._one(text, row, explain) for text, row in zip(texts, self.features.rows(texts), strict=True)]
+        found: list[Classification] = []
+        for start in range(0, len(texts), _SLICE):  # rows of words are long
+            part = texts[start : start + _SLICE]
+            found += map(self._one, part, self.features.rows(part), [explain] * len(part))
+        return found
 
     def _one(self, text: str, row: Floats, explain: bool) -> Classification:
         scores, cosines = self.scores(row), self.features.cosines(row)
@@ -133,9 +138,8 @@ class IntentHead:
     def scores(self, row: Floats) -> Floats:
         """Scores [labels] of one row of features."""
         used = np.flatnonzero(row)
-        return (row[used] * self._head.scales[used]) @ self._head.codes[used].astype(
-            np.float32
-        ) + self._head.intercepts
+        weights = self._head.codes[used].astype(np.float32)
+        return np.asarray((row[used] * self._head.scales[used]) @ weights + self._head.intercepts)
 
     def reasons(
         self, text: str, row: Floats, label: str, other: str, *, count: int = _REASONS

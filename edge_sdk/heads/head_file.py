@@ -129,6 +129,8 @@ def _head(it: _Fields, arrays: Mapping[str, NDArray[Any]]) -> HeadWeights:
         vocabulary = Vocabulary({term: place for place, term in enumerate(terms)}, rarities.tolist())
     codes = _array(arrays, "codes", np.int8, (None if terms is None else len(terms), len(labels)))
     examples = tuple(it.take("examples", _list_of(_example(len(labels)), _MOST_EXAMPLES)))
+    if not examples:
+        _refuse("it has no examples")
     encoder = it.take("encoder", _optional(_text))
     if (encoder is None) == (kind == "vectors"):
         _refuse(f"the kind {kind} and its encoder do not go together")

@@ -70,16 +70,14 @@ def ndcg(data: Path, encoder: Path | str, settings: Settings) -> dict[str, float
 
 
 def measure(
-    data: Path, source: Path, others: list[str], settings: Settings, rounds: int, dimension: int | None
+    data: Path, source: Path, unseen: Path | None, settings: Settings, rounds: int, dimension: int | None
 ) -> dict[str, Any]:
     passages = passages_of(data)
     with tempfile.TemporaryDirectory() as scratch:
-        own = replace(settings, home=Path(scratch))
-        fitted, unseen = Path(scratch, "fitted"), Path(scratch, "unseen")
+        own, fitted = replace(settings, home=Path(scratch)), Path(scratch, "fitted")
         made = distil_static(source, fitted, name=source.name, passages=passages, dimension=dimension)
         row: dict[str, Any] = {"source": ndcg(data, source, settings), "static": ndcg(data, fitted, own)}
-        if others:
-            distil_static(source, unseen, name=source.name, passages=others, dimension=dimension)
+        if unseen is not None:
             row["static_unseen"] = ndcg(data, unseen, own)
         row["kept"] = {
             name: {each: row[name][each] / row["source"][each] for each in row[name]}
@@ -94,15 +92,20 @@ def main() -> None:
     parser.add_argument("--encoder", default="minilm-l6-int8")
     parser.add_argument("--data", type=Path, action="append", required=True)
     parser.add_argument("--other", type=Path, help="a collection to fit to, for documents that are not known")
+    parser.add_argument("--other-passages", type=int, default=2000)
     parser.add_argument("--dimension", type=int)
     parser.add_argument("--rounds", type=int, default=5)
     given = parser.parse_args()
     settings = load_settings({"encoder": given.encoder})
     source = resolve(given.encoder, settings).directory
-    others = passages_of(given.other) if given.other else []
-    rows = {
-        data.name: measure(data, source, others, settings, given.rounds, given.dimension) for data in given.data
-    }
+    with tempfile.TemporaryDirectory() as scratch:
+        unseen = Path(scratch, "unseen") if given.other else None
+        if unseen is not None:
+            others = passages_of(given.other)[: given.other_passages]
+            distil_static(source, unseen, name=source.name, passages=others, dimension=given.dimension)
+        rows = {
+            data.name: measure(data, source, unseen, settings, given.rounds, given.dimension) for data in given.data
+        }
     result = stamped("", {"encoder": given.encoder, "other": given.other and given.other.name, "sets": rows})
     words = [Path(word).name if "/" in word else word for word in sys.argv[1:]]
     print(json.dumps(result | {"command": " ".join(["python tests/bench/static_encoder.py", *words])}))
