@@ -102,12 +102,12 @@ def races(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
 
 def test_candidates_are_files_and_measured_once(bench: Bench, races: list[list[str]], tmp_path: Path) -> None:
     tuner = Tuner(bench, tmp_path / "work", threads=1)  # type: ignore[arg-type]
-    found = tuner.candidates(("Q8_0", "Q4_0"), (1.5, 9.0))
-    assert [each.name for each in found] == [OWN, "Q8_0", "Q4_0", "mixed 1.5"]  # nothing is nine times as fast
+    found = tuner.candidates(("Q8_0", "Q4_0"), (0.5,))
+    assert [each.name for each in found] == [OWN, "Q8_0", "Q4_0", "mixed 50%"]
     for each in found:
         assert tuner.path(each.name).stat().st_size == each.bytes
     compared, raced = len(bench.compared), len(races)
-    again = Tuner(bench, tmp_path / "work", threads=1).candidates(("Q8_0", "Q4_0"), (1.5, 9.0))  # type: ignore[arg-type]
+    again = Tuner(bench, tmp_path / "work", threads=1).candidates(("Q8_0", "Q4_0"), (0.5,))  # type: ignore[arg-type]
     assert [replace(each, spread={}) for each in again] == [replace(each, spread={}) for each in found]
     assert len(races) == raced
     assert {name for name in bench.compared[compared:] if name != "probe.gguf"} == set()
@@ -117,10 +117,10 @@ def test_a_mixed_file_takes_the_faster_types_the_faster_it_shall_be(
     bench: Bench, races: list[list[str]], tmp_path: Path
 ) -> None:
     tuner = Tuner(bench, tmp_path / "work", threads=1)  # type: ignore[arg-type]
-    tuner.candidates(("Q8_0", "Q4_0"), (1.2, 2.2))
+    tuner.candidates(("Q8_0", "Q4_0"), (0.2, 0.9))
     shares = []
-    for speed in (1.2, 2.2):
-        (path,) = (tmp_path / "work").glob(f"mixed-{speed}-*.json")
+    for share in (20, 90):
+        (path,) = (tmp_path / "work").glob(f"mixed-{share}-*.json")
         types = json.loads(path.read_text())["types"]
         shares.append(sum(type == "Q4_0" for name, type in types.items() if name.startswith("blk.")))
     assert shares[0] < shares[1]
@@ -141,11 +141,11 @@ def test_wide_files_may_be_any_size_but_decode_no_slower_than_the_models_own(
 
     monkeypatch.setattr(tune, "race", race)
     tuner = Tuner(bench, tmp_path / "work", threads=1)  # type: ignore[arg-type]
-    found = tuner.candidates(("BF16", "Q4_0"), (2.0,), (2.0,))
-    assert [each.name for each in found] == [OWN, "BF16", "Q4_0", "mixed 2", "wide 2"]
+    found = tuner.candidates(("BF16", "Q4_0"), (0.5,), (0.5,))
+    assert [each.name for each in found] == [OWN, "BF16", "Q4_0", "mixed 50%", "wide 50%"]
 
     def types(kind: str) -> dict[str, str]:
-        (path,) = (tmp_path / "work").glob(f"{kind}-2-*.json")
+        (path,) = (tmp_path / "work").glob(f"{kind}-50-*.json")
         return dict(json.loads(path.read_text())["types"])
 
     assert "BF16" not in types("mixed").values()
@@ -156,7 +156,22 @@ def test_wide_files_may_be_any_size_but_decode_no_slower_than_the_models_own(
     assert seconds <= sum(weights.values())
 
 
-def test_questions_are_asked_to_every_file_of_the_front(bench: Bench, races: list[list[str]], tmp_path: Path) -> None:
+def test_nothing_is_mixed_where_no_type_is_faster(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def race(runs: Mapping[str, Any], against: str, **_: object) -> dict[str, dict[str, Any]]:
+        slow = {"prefill": 50.0, "decode": 20.0, "prefill_ratio": 0.5, "decode_ratio": 0.4, "spread": {}}
+        own = {"prefill": 100.0, "decode": 50.0, "prefill_ratio": 1.0, "decode_ratio": 1.0, "spread": {}}
+        return {name: own if name == OWN else slow for name in runs}
+
+    monkeypatch.setattr(tune, "race", race)
+    found = Tuner(bench, tmp_path / "work", threads=1).candidates(("Q8_0", "Q4_0"))  # type: ignore[arg-type]
+    assert [each.name for each in found] == [OWN, "Q8_0", "Q4_0"]
+
+
+def test_questions_are_asked_to_every_file_of_the_front(
+    bench: Bench, races: list[list[str]], tmp_path: Path
+) -> None:
     asked: list[Path] = []
 
     def answers(path: Path) -> float:

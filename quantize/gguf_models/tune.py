@@ -30,10 +30,10 @@ from .workbench import Workbench
 
 UNIFORM = ("BF16", "Q8_0", "IQ4_NL", "Q4_0")
 """Types that whole files are made of. BF16 reads fastest of all where the processor multiplies it by itself."""
-MIXED = (1.6, 1.8, 2.0, 2.2)
-WIDE = (1.8, 2.0, 2.15)
-"""How many times as fast as with the model's own file a question should be with the mixed files: those of at most
-8 bits a weight, and those of any size."""
+MIXED = (0.5, 0.75, 0.9, 0.95)
+WIDE = (0.5, 0.75, 0.95)
+"""Shares of the speed-up that is possible for a question which mixed files should have: those of at most 8 bits a
+weight, and those of any size."""
 Times = Callable[[str, str], tuple[float, float]]
 OWN = "as published"
 _PROMPT, _ANSWER, _CONTEXT = 600, 64, 1024
@@ -100,19 +100,20 @@ class Tuner:
         mixed: Sequence[float] = MIXED,
         wide: Sequence[float] = WIDE,
     ) -> list[Candidate]:
-        """Make and measure all files, the model's own first. Speeds that no mixture reaches are left out.
+        """Make and measure all files, the model's own first. Where no type is faster, nothing is mixed.
 
         Questions are asked to those of the front, which are worth their time.
         """
         files = self._files = {OWN: self.source.model.path} | {type: self._uniform(type) for type in uniform}
         narrow = [type for type in uniform if type not in _WIDE]
-        wanted = [("mixed", narrow, speed) for speed in mixed]
-        wanted += [("wide", list(uniform), speed) for speed in wide if len(narrow) < len(uniform)]
+        wanted = [("mixed", narrow, share) for share in mixed]
+        wanted += [("wide", list(uniform), share) for share in wide if len(narrow) < len(uniform)]
         if wanted:
             times = self._times(uniform, self._rates(files))
-            for kind, types, speed in wanted:
-                if (plan := self._plan_for(speed, types, times)) is not None:
-                    files[f"{kind} {speed:g}"] = self._file(f"{kind}-{speed:g}-{'-'.join(types)}", plan)
+            for kind, types, share in wanted:
+                if (plan := self._plan_for(share, types, times)) is not None:
+                    name = f"{kind} {share:.0%}"
+                    files[name] = self._file(f"{name[:-1].replace(' ', '-')}-{'-'.join(types)}", plan)
         rates = self._rates(files)
         found = [self._candidate(name, path, rates[name]) for name, path in files.items()]
         best = {each.name for each in front(found)}
@@ -150,10 +151,11 @@ class Tuner:
 
         return times
 
-    def _plan_for(self, speed: float, types: Sequence[str], times: Times) -> Plan | None:
-        """The plan with the least divergence for a question `speed` times as fast as with the model's own file.
+    def _plan_for(self, share: float, types: Sequence[str], times: Times) -> Plan | None:
+        """The plan of least divergence that has this share of the possible speed-up; None where there is none.
 
-        Where it would decode more slowly than that file, for answers as long as it takes for it not to.
+        Where it would decode more slowly than the model's own file, it is made for longer answers, as long as it
+        takes for it not to.
         """
         costs = self._costs()
         own = {name: self.source.tensors[name].type for name in costs.choices}
@@ -167,9 +169,10 @@ class Tuner:
                 prefill, decode = times(name, type)
                 return round(prefill + tokens * decode)
 
-            budget = sum(price(name, type) for name, type in own.items()) / speed
             priced = replace(costs, choices=allowed).priced(price)
-            return allocate(priced.choices, int(budget)) if smallest(priced.choices) <= budget else None
+            slow, fast = sum(price(name, type) for name, type in own.items()), smallest(priced.choices)
+            budget = slow / (1 + share * (slow / fast - 1))
+            return allocate(priced.choices, max(int(budget), fast)) if fast < slow else None
 
         def decodes(chosen: Mapping[str, Choice]) -> bool:
             longest = sum(times(name, type)[1] for name, type in own.items()) / _GAIN
