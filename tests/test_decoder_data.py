@@ -128,6 +128,7 @@ def test_neighbours_share_rare_words() -> None:
     near = Neighbours(["the old mill of Arlen", "bread and salt", "a mill stands in Arlen", "salt is dear"])
     assert near.of(0) == [2]
     assert near.of(1) == [3]
+    assert Neighbours(["one two", "two", "one", "none", "four"]).of(0) == [1, 2]  # of equal ones, the first first
 
 
 def test_every_passage_is_on_one_sheet_and_examples_without_answers_are_asked_too() -> None:

@@ -172,7 +172,7 @@ class Neighbours:
     """Passages that share rare words, by the sum of inverse document frequencies."""
 
     def __init__(self, texts: Sequence[str]) -> None:
-        self._words = [frozenset(_WORD.findall(text.lower())) for text in texts]
+        self._words = [sorted(set(_WORD.findall(text.lower()))) for text in texts]
         self._holders: dict[str, list[int]] = defaultdict(list)
         for at, words in enumerate(self._words):
             for word in words:
@@ -182,13 +182,13 @@ class Neighbours:
     def of(self, at: int) -> list[int]:
         """The nearest passages to one, nearest first, never itself."""
         scores: Counter[int] = Counter()
-        for word in self._words[at]:
+        for word in self._words[at]:  # in the same order in every process, as sums of numbers want it
             holders = self._holders[word]
             if 1 < len(holders) <= self._most:
                 for other in holders:
                     scores[other] += math.log(len(self._words) / len(holders))  # type: ignore[assignment]
         del scores[at]
-        return [other for other, _ in scores.most_common(_NEAREST)]
+        return sorted(scores, key=lambda other: (-scores[other], other))[:_NEAREST]
 
 
 def make_sheets(
