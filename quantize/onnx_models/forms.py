@@ -184,6 +184,7 @@ def dynamic(model: ModelProto, *, per_channel: bool = True, signed: bool = True)
 
     Where an x86 processor has no VNNI, weights get 7 bits: its 8-bit products saturate.
     """
+    from onnx import TensorProto
     from onnxruntime.quantization import QuantType, quantize_dynamic
     from onnxruntime.quantization.quant_utils import add_pre_process_metadata
 
@@ -198,6 +199,8 @@ def dynamic(model: ModelProto, *, per_channel: bool = True, signed: bool = True)
             per_channel=per_channel,
             reduce_range="avx2" in features and not features & {"avx512_vnni", "avx_vnni"},
             weight_type=QuantType.QInt8 if signed else QuantType.QUInt8,
+            # Behind an operator of onnxruntime's own, shape inference cannot tell.
+            extra_options={"DefaultTensorType": TensorProto.FLOAT},
         )
         return _load(scratch)
 
