@@ -240,7 +240,9 @@ def test_values_that_cannot_be_used_are_refused(tiny: Path, values: dict[str, ob
         replies(tiny, asked("hello", **values))
 
 
-@pytest.mark.parametrize("options", [{"sequences": 0}, {"sequences": 257}, {"cells": 0}, {"threads": 0}])
+@pytest.mark.parametrize(
+    "options", [{"sequences": 0}, {"sequences": 257}, {"cells": 0}, {"threads": 0}, {"top_k": 0}]
+)
 def test_options_that_cannot_be_used_are_refused(tiny: Path, options: dict[str, int]) -> None:
     with pytest.raises(ConfigError):
         GgufTeacher.open(tiny, **options)  # type: ignore[arg-type]

@@ -100,6 +100,8 @@ class GgufTeacher:
                 f"{sequences} sequences in {'any number of' if cells is None else cells} cells, {threads} threads",
                 hint=f"use 1 to {MOST_SEQUENCES} sequences, and 1 or more of the others",
             )
+        if top_k < 1:
+            raise ConfigError(f"the {top_k} likeliest tokens", hint="use a top_k of 1 or more")
         header = read_header(path)
         if template is not None:
             header = replace(header, chat_template=template)
