@@ -33,6 +33,7 @@ from edge_sdk.confidence.calibration import Calibrations
 from edge_sdk.confidence.calibration import load as load_calibration
 from edge_sdk.encoders.encoders import is_static, open_encoder
 from edge_sdk.encoders.static_encoder import DESCRIPTION_FILE, STATIC_FILE
+from edge_sdk.engines.engine import adapted_fingerprint
 from edge_sdk.errors import BundleError
 from edge_sdk.heads.classifier import has_encoder
 from edge_sdk.heads.head_file import ARRAYS_FILE, HEAD_FILE, is_head
@@ -41,6 +42,7 @@ from edge_sdk.model_files.onnx_session import OnnxFile, find_model, inspect_onnx
 from edge_sdk.model_files.transformers_config import DecoderConfig
 from edge_sdk.prompt import Reading
 from edge_sdk.readers.description import FILE as READER_FILE
+from edge_sdk.readers.reader import Reader
 
 from .publish import blocks_of, publish
 
@@ -304,11 +306,19 @@ def _encoder(recipe: Recipe) -> EncoderPart | None:
 
 def _check_calibrations(recipe: Recipe, sources: Sequence[_Source], encoder: EncoderPart | None) -> None:
     """A calibration for other models would never be found on a device: better said now."""
-    models = {each.entry.sha256 for each in sources if each.entry.role == "decoder"}
+    if all(part.role != "calibration" for part in recipe.parts):
+        return
+    models = [each.entry.sha256 for each in sources if each.entry.role == "decoder"]
+    adapters = [each.entry.sha256 for each in sources if each.entry.role.startswith("adapter:")]
+    models += [adapted_fingerprint(model, adapter) for model in models for adapter in adapters]
+    reader = recipe.of("reader")
+    read = None if reader is None else Reader.open(reader.path, threads=1).fingerprint
     for part in recipe.parts:
         if part.role == "calibration":
             parts = load_calibration(part.path).setup.parts
-            wrong = [] if parts.get("model") in models else ["model"]
+            wrong = [] if parts.get("model") in (*models, read) else ["model"]
+            if parts.get("reader", "none") not in ("none", (read or "")[:16]):
+                wrong.append("reader")
             if encoder is None or parts.get("encoder") != encoder.fingerprint[:16]:
                 wrong.append("encoder")
             if wrong:

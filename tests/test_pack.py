@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 from dataclasses import replace
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 from bundle_files import FIGURES, make_parts, put_together, recipe, take_apart
 from gguf_files import tiny_llama
+from lora_files import tiny_adapter
 from made_calibrations import calibration
 from onnx_files import decoder_tensors, write_decoder, write_encoder
 
@@ -19,6 +21,8 @@ from edge_sdk.bundle.cache import open_bundle, verify_bundle
 from edge_sdk.bundle.manifest import Sampling
 from edge_sdk.bundle.signature import make_keys
 from edge_sdk.confidence.calibration import Calibrations
+from edge_sdk.confidence.setup import Setup
+from edge_sdk.encoders.encoders import open_encoder
 from edge_sdk.errors import BundleError, DiskFullError, EdgeError, SignatureError
 from edge_sdk.prompt import Reading
 from edge_sdk.readers.description import Description
@@ -135,6 +139,25 @@ def test_a_template_replaces_the_decoders(parts: list[Part], tmp_path: Path) -> 
 
 def changed(parts: list[Part], role: str, **changes: Any) -> list[Part]:
     return [replace(part, **changes) if part.role == role else part for part in parts]
+
+
+def test_a_calibration_of_decoder_and_adapter_goes_with_both(parts: list[Part], tmp_path: Path) -> None:
+    adapter = tiny_adapter(tmp_path / "style.gguf")
+    hashes = [hashlib.sha256(path.read_bytes()).hexdigest() for path in (parts[0].path, adapter)]
+    own = {"model": hashlib.sha256(" ".join(hashes).encode()).hexdigest(),
+           "encoder": open_encoder(parts[1].path).fingerprint[:16], "reader": "none"}  # fmt: skip
+
+    def packed(setup: dict[str, str], *more: Part) -> None:
+        made = Calibrations(tmp_path / "calibrations").save(calibration(setup=Setup(setup)))
+        build_bundle(
+            recipe([*parts[:2], Part("calibration", made, "MIT"), *more]), tmp_path / "a.edge", overwrite=True
+        )
+
+    packed(own, Part("adapter:style", adapter, "MIT"))
+    with pytest.raises(BundleError, match="made with another model"):
+        packed(own)
+    with pytest.raises(BundleError, match="made with another reader"):
+        packed(own | {"reader": "0123456789abcdef"}, Part("adapter:style", adapter, "MIT"))
 
 
 def test_parts_that_do_not_go_together_are_refused(parts: list[Part], tmp_path: Path) -> None:

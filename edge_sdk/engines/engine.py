@@ -97,6 +97,11 @@ def file_fingerprint(path: Path) -> str:
         raise EngineError(f"{path} cannot be read: {error.strerror}") from error
 
 
+def adapted_fingerprint(model: str, adapter: str) -> str:
+    """Of a model that runs with an adapter, from the fingerprints of both files."""
+    return hashlib.sha256(f"{model} {adapter}".encode()).hexdigest()
+
+
 def check_options(options: GenerateOptions) -> None:
     """Raise `ConfigError` for values that cannot be used, `GrammarError` for a schema and a grammar at once.
 

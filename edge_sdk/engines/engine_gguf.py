@@ -6,7 +6,6 @@ threads ask. Knows nothing of documents; the C functions are in `llama`, the fil
 
 from __future__ import annotations
 
-import hashlib
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -24,7 +23,7 @@ from ..model_files.gguf_adapter import read_adapter
 from ..model_files.gguf_header import GgufHeader, read_header
 from ..records import FinishReason, GenerateOptions, GenerationResult, Message, Token
 from .chat_template import ChatTemplate
-from .engine import Generation, TextStream, check_options, file_fingerprint
+from .engine import Generation, TextStream, adapted_fingerprint, check_options, file_fingerprint
 from .llama import LlamaModel, library
 from .llama_sampler import Sampler
 from .profile import DEFAULT, Tuning
@@ -110,7 +109,7 @@ class GgufEngine:
         """SHA-256 of the model file, hexadecimal; with an adapter, of that and the adapter's together."""
         if self._adapter is None:
             return self._file_hash()
-        return hashlib.sha256(f"{self._file_hash()} {self._adapter[1]}".encode()).hexdigest()
+        return adapted_fingerprint(self._file_hash(), self._adapter[1])
 
     @property
     def adapter(self) -> Path | None:

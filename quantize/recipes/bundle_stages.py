@@ -62,7 +62,7 @@ def bundle_stages(recipe: Recipe, settings: Settings, before: Sequence[str]) -> 
     }
     return [
         Stage("assemble", 1, lambda job: _assemble(job, recipe, settings), facts, files, made),
-        Stage("calibrate", 1, lambda job: _calibrate(job, recipe, settings), {}, {}, ("curate", "assemble")),
+        Stage("calibrate", 1, lambda job: calibrate_bundle(job, settings), {}, {}, ("curate", "assemble")),
         Stage(
             "pack",
             1,
@@ -191,7 +191,7 @@ def _made(stage: str, folder: Path) -> tuple[str, Path] | None:
 # --- probabilities ----------------------------------------------------------------------------------
 
 
-def _calibrate(job: Job, recipe: Recipe, settings: Settings) -> Mapping[str, Any]:
+def calibrate_bundle(job: Job, settings: Settings) -> Mapping[str, Any]:
     """Ask the assembled bundle what it has not learned from; without enough questions nothing is claimed."""
     out = job.folder / CALIBRATIONS
     out.mkdir()
