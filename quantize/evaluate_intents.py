@@ -58,6 +58,7 @@ def evaluate_intents(
     data: Path,
     *,
     encoder: Encoder | None = None,
+    words: bool = False,
     encoder_folder: Path | None = None,
     shots: int = 10,
     seeds: int = 5,
@@ -68,12 +69,12 @@ def evaluate_intents(
 ) -> dict[str, Any]:
     """Fit a head to `shots` examples of each label, once for each draw, and judge it; the JSON document.
 
-    It reads words where there is no `encoder`; the bytes of the encoder's folder count with those of the head.
-    Without `outside`, nothing that is out of scope is fitted to; `share` is as in `fit_head`. Of each figure there
-    is the mean, the least and the most over the draws: `accuracy` of texts that have a label; `out_of_scope_auroc`,
-    how well the others are told from them, and `out_of_scope_found`, how many of them are found when 5 % of those
-    that have a label are refused; `calibration_error` of the probability that the label is right, over both; `ms`,
-    the median of one text at a time. Raises `ConfigError`.
+    What is read follows from `encoder` and `words` as in `fit_head`; the bytes of the encoder's folder count with
+    those of the head. Without `outside`, nothing that is out of scope is fitted to; `share` is as there too. Of
+    each figure there is the mean, the least and the most over the draws: `accuracy` of texts that have a label;
+    `out_of_scope_auroc`, how well the others are told from them, and `out_of_scope_found`, how many of them are
+    found when 5 % of those that have a label are refused; `right_auroc` and `calibration_error` of the probability
+    that the label is right, over both; `ms`, the median of one text at a time. Raises `ConfigError`.
     """
     parts = read_intents(data)
     remembering = None if encoder is None else _Remembering(encoder)
@@ -87,7 +88,7 @@ def evaluate_intents(
             folder = Path(scratch, f"{seed}")
             examples = [Labelled(*each) for each in draw(parts["train"], shots, seed)]
             examples += [Labelled(text, None) for text, _ in parts["oos_train"] if outside]
-            made = fit_head(examples, folder, encoder=remembering, share=share, seed=seed)
+            made = fit_head(examples, folder, encoder=remembering, words=words, share=share, seed=seed)
             draws.append(
                 judge(IntentHead.open(folder, _loader(remembering)), parts)
                 | milliseconds(IntentHead.open(folder, _loader(encoder)), parts["test"][:_TIMED])
@@ -96,7 +97,7 @@ def evaluate_intents(
     figures = {name: [each[name] for each in draws] for name in (draws[0] if draws else ())}
     return {
         "data": data.name,
-        "features": "words" if encoder is None else "vectors",
+        "features": "words" if encoder is None else "both" if words else "vectors",
         "shots": shots,
         "fitted_out_of_scope": len(parts["oos_train"]) if outside else 0,
         "draws": len(draws),

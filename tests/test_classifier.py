@@ -28,6 +28,13 @@ def vectors(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def both(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("heads") / "both"
+    fit_head(labelled(), folder, encoder=FakeEncoder(), words=True)
+    return folder
+
+
 def test_requests_get_their_label_and_strangers_are_told_from_them(words: Path) -> None:
     head = IntentHead.open(words)
     asked = {
@@ -86,6 +93,33 @@ def test_the_terms_of_a_label_are_what_its_examples_share(words: Path, vectors: 
     assert IntentHead.open(vectors, FakeEncoder).top_terms("timer") == ()
     with pytest.raises(ModelError, match="no label 'tea'"):
         head.top_terms("tea")
+
+
+def test_words_and_vectors_side_by_side_are_the_mean_of_both(words: Path, vectors: Path, both: Path) -> None:
+    one, other, mixed = (IntentHead.open(folder, FakeEncoder) for folder in (words, vectors, both))
+    text = "please play the next song"
+    cosines = [head.features.cosines(head.features.rows([text])[0]) for head in (one, other, mixed)]
+    assert cosines[2] == pytest.approx((cosines[0] + cosines[1]) / 2, abs=0.01)  # vectors are kept in 8 bits
+    assert "song" in {reason.part for reason in mixed.top_terms("music", 8)}
+    found = mixed.classify(text, explain=True)
+    assert found.label == "music" and found.nearest[0].text == "play the next song"
+    row, contrast = mixed.features.rows([text])[0], np.ones(mixed.features.rows([text]).shape[1], np.float32)
+    parts = mixed.features.parts(text, row, contrast)
+    assert {"please", "song", "next song"} <= {part for part, _ in parts}
+    width = FakeEncoder().dimension
+    exact = dict(parts[len(text.split()) :])  # those of words come last
+    assert sum(exact.values()) == pytest.approx(row[width:].sum(), abs=1e-4)
+
+
+def test_vectors_of_another_length_than_the_encoders_are_refused(vectors: Path, tmp_path: Path) -> None:
+    for file in ("head.json", "head.npz"):
+        (tmp_path / file).write_bytes((vectors / file).read_bytes())
+    with np.load(tmp_path / "head.npz") as found:
+        arrays = dict(found)
+    short = {name: arrays[name][..., :9] if name == "vectors" else arrays[name][:9] for name in arrays}
+    np.savez(tmp_path / "head.npz", **(short | {"intercepts": arrays["intercepts"]}))
+    with pytest.raises(ModelError, match="the head has vectors of 9 dimensions"):
+        IntentHead.open(tmp_path, FakeEncoder)
 
 
 def test_another_encoder_than_the_one_it_was_fitted_with_is_refused(vectors: Path) -> None:

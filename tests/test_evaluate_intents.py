@@ -24,9 +24,12 @@ def test_a_draw_has_as_many_of_each_label_and_follows_the_seed() -> None:
     assert sorted(draw(ROWS, 99, 0)) == sorted(ROWS)
 
 
-@pytest.mark.parametrize("encoder", [None, FakeEncoder()], ids=["words", "vectors"])
-def test_figures_are_shares_with_their_spread(tmp_path: Path, encoder: FakeEncoder | None) -> None:
-    found = evaluate_intents(write_set(tmp_path / "set.json"), encoder=encoder, shots=4, seeds=2)
+@pytest.mark.parametrize("features", ["words", "vectors", "both"])
+def test_figures_are_shares_with_their_spread(tmp_path: Path, features: str) -> None:
+    encoder = None if features == "words" else FakeEncoder()
+    data = write_set(tmp_path / "set.json")
+    found = evaluate_intents(data, encoder=encoder, words=features == "both", shots=4, seeds=2)
+    assert found["features"] == features
     assert (found["draws"], found["shots"], found["n"]) == (2, 4, {"test": 8, "oos_test": 2})
     for name in ("accuracy", "out_of_scope_auroc", "right_auroc", "out_of_scope_found"):
         assert 0 <= found[name]["least"] <= found[name]["mean"] <= found[name]["most"] <= 1

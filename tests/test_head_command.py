@@ -33,7 +33,7 @@ def last(capsys: pytest.CaptureFixture[str]) -> Any:
 
 def test_a_head_is_fitted_asked_and_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     examples, out = str(write_examples(tmp_path / "a.jsonl")), str(tmp_path / "head")
-    assert main(["head", "fit", examples, out, "--words", "--json"]) == 0
+    assert main(["head", "fit", examples, out, "--features", "words", "--json"]) == 0
     made = last(capsys)
     assert (made["command"], made["kind"], made["labels"]) == ("edge head fit", "words", 4)
 
@@ -106,10 +106,10 @@ def test_a_damaged_head_does_not_get_into_a_bundle(tmp_path: Path) -> None:
 
 def test_what_cannot_be_done_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     examples = str(write_examples(tmp_path / "a.jsonl"))
-    assert main(["head", "fit", examples, str(tmp_path / "out"), "--words", "--carry"]) == 2
-    assert main(["head", "fit", str(tmp_path / "none.jsonl"), str(tmp_path / "out"), "--words"]) == 1
+    assert main(["head", "fit", examples, str(tmp_path / "out"), "--features", "words", "--carry"]) == 2
+    assert main(["head", "fit", str(tmp_path / "none.jsonl"), str(tmp_path / "out"), "--features", "words"]) == 1
     assert main(["head", "classify", str(tmp_path), "a"]) == 1
-    assert main(["eval", "intents", "--data", examples, "--words"]) == 1
+    assert main(["eval", "intents", "--data", examples, "--features", "words"]) == 1
     for line in capsys.readouterr().err.splitlines():
         assert "Traceback" not in line
     assert not (tmp_path / "out").exists()
@@ -117,7 +117,7 @@ def test_what_cannot_be_done_is_one_line(tmp_path: Path, capsys: pytest.CaptureF
 
 def test_a_set_is_judged_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = str(write_set(tmp_path / "set.json"))
-    assert main(["eval", "intents", "--data", data, "--words", "--seeds", "1", "--shots", "4"]) == 0
+    assert main(["eval", "intents", "--data", data, "--features", "words", "--seeds", "1", "--shots", "4"]) == 0
     found = last(capsys)
     assert (found["data"], found["features"], found["draws"]) == ("set.json", "words", 1)
     assert set(found["accuracy"]) == {"mean", "least", "most"}

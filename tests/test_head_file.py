@@ -22,10 +22,11 @@ from edge_sdk.heads.word_features import Vocabulary
 EXAMPLES = (("play a song", 0), ("set a timer", 1))
 
 
-def head(*, words: bool = True) -> HeadWeights:
+def head(kind: str = "words") -> HeadWeights:
     random = np.random.default_rng(0)
-    vocabulary = Vocabulary.of([text for text, _ in EXAMPLES], most=100) if words else None
-    features = 16 if vocabulary is None else len(vocabulary.places)
+    vocabulary = Vocabulary.of([text for text, _ in EXAMPLES], most=100) if kind != "vectors" else None
+    dimension = 0 if kind == "words" else 16
+    features = dimension + (0 if vocabulary is None else len(vocabulary.places))
     return HeadWeights(
         labels=("music", "timer"),
         codes=random.integers(-127, 128, (features, 2)).astype(np.int8),
@@ -34,16 +35,17 @@ def head(*, words: bool = True) -> HeadWeights:
         right=Logistic(0.5, {"lead": Term(1.0, 0.5, 0.7)}),
         inside=Logistic(0.2, {"nearest": Term(0.5, 0.1, 1.5)}, Steps((-1.0, 1.0), (-2.0, 2.0))),
         examples=EXAMPLES,
-        vectors=np.zeros((0, 0), np.int8) if words else random.integers(-127, 128, (2, 16)).astype(np.int8),
+        vectors=random.integers(-127, 128, (2, dimension)).astype(np.int8),
         vocabulary=vocabulary,
-        encoder=None if words else "0" * 64,
+        encoder=None if kind == "words" else "0" * 64,
         figures={"n": 2},
     )
 
 
-@pytest.mark.parametrize("words", [True, False])
-def test_a_head_comes_back_as_it_was(tmp_path: Path, words: bool) -> None:
-    before = head(words=words)
+@pytest.mark.parametrize("kind", ["words", "vectors", "both"])
+def test_a_head_comes_back_as_it_was(tmp_path: Path, kind: str) -> None:
+    before = head(kind)
+    assert before.kind == kind
     write_head(tmp_path, before)
     after = read_head(tmp_path)
     for name in ("labels", "right", "inside", "examples", "encoder", "figures", "kind"):
@@ -63,15 +65,16 @@ def damaged(values: dict[str, Any], *path: str | int, to: object) -> None:
     ("path", "to", "message"),
     [
         (("format",), 2, "its format is 2, this version reads 1"),
-        (("kind",), "trees", "its kind is 'trees'"),
+        (("kind",), "trees", "its kind 'trees'"),
         (("kind",), "vectors", "do not go together"),
         (("labels",), ["music"], "1 labels"),
         (("labels",), ["music", "music"], "1 of them different"),
         (("labels",), ["music", 7], "'7' is no text"),
-        (("labels", 0), "x" * 5000, "is no text of 1 to"),
+        (("labels", 0), "x" * 10_001, "is no text of 1 to"),
         (("encoder",), "0" * 64, "do not go together"),
         (("terms", 0), "zzz", "terms are not sorted"),
         (("terms",), ["a"], "its rarities are"),
+        (("terms",), None, "neither words nor vectors"),
         (("examples",), [], "it has no examples"),
         (("examples", 0, 1), 2, "is no example"),
         (("examples", 0, 1), True, "is no whole number"),

@@ -15,6 +15,8 @@ from edge_sdk.heads.classifier import IntentHead
 from edge_sdk.heads.head_file import read_head
 from quantize.students.heads import Labelled, fit_head, read_labelled
 
+TWO = [Labelled("c", "two"), Labelled("d", "two")]
+
 
 def test_rows_are_read_and_the_label_for_strangers_is_taken_out(tmp_path: Path) -> None:
     assert read_labelled(write_examples(tmp_path / "a.jsonl")) == labelled()
@@ -84,8 +86,9 @@ def test_more_strangers_to_come_make_each_text_stranger(tmp_path: Path) -> None:
         ([Labelled("a", "one"), Labelled("b", "one"), Labelled("c", "two")], "'two' has one example"),
         ([Labelled("a", "one"), Labelled("b", "one"), Labelled("c", "two"), Labelled("c", "two")], "'two' has one"),
         ([Labelled(f"{n}", f"{n % 2}") for n in range(5001)], "5,001 examples"),
+        ([Labelled("a" * 10_001, "one"), Labelled("b", "one"), *TWO], "has more than 10,000 characters"),
     ],
-    ids=["none", "one label", "one example", "the same twice", "too many"],
+    ids=["none", "one label", "one example", "the same twice", "too many", "too long"],
 )
 def test_too_few_or_too_many_examples_are_refused(tmp_path: Path, examples: list[Labelled], message: str) -> None:
     with pytest.raises(ConfigError, match=message):

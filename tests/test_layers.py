@@ -46,7 +46,7 @@ PARTS = {
     "hub": "catalog partial archive download models",
     "storage": "vectors database segments version_3 schema vector_reader decisions store",
     "retrieval": "fulltext ranking retrieve",
-    "heads": "word_features vector_features head_file classifier",
+    "heads": "features word_features vector_features head_file classifier",
     "confidence": "binomial certificate risk signals setup logistic neighbours calibration",
     "bundle": "canonical fields manifest signature archive folder checks cache",
     "privacy": "checksums patterns views detectors presidio pseudonyms gate canaries",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edge_sdk.heads.word_features import MOST_CHARACTERS, Vocabulary, WordFeatures, terms
@@ -13,6 +13,7 @@ TEXTS = ["play the song", "play it again", "set the timer"]
 VOCABULARY = Vocabulary.of(TEXTS, most=1000)
 
 
+@settings(deadline=None)
 @given(text=st.text(max_size=60))
 def test_rows_have_length_one_or_nothing_that_is_known(text: str) -> None:
     row = WordFeatures(VOCABULARY, []).rows([text])[0]
@@ -20,6 +21,7 @@ def test_rows_have_length_one_or_nothing_that_is_known(text: str) -> None:
     assert np.linalg.norm(row) == pytest.approx(1 if known else 0, abs=1e-6)
 
 
+@settings(deadline=None)
 @given(text=st.text("playsetimrgan ", max_size=40), seed=st.integers(0, 9))
 def test_parts_of_terms_add_up_to_the_product(text: str, seed: int) -> None:
     features = WordFeatures(VOCABULARY, TEXTS)

@@ -16,13 +16,19 @@ _SHARE = click.option(
     type=float,
     help="Of the texts to come, those without a label.  [default: as of EXAMPLES, or 0.1]",
 )
-_WORDS = click.option("--words", is_flag=True, help="Read words instead of the encoder's vectors.")
+_FEATURES = click.option(
+    "--features",
+    type=click.Choice(["vectors", "words", "both"]),
+    default="vectors",
+    show_default=True,
+    help="What is read of a text: the encoder's vectors, words, or both.",
+)
 
 
 @click.command()
 @click.argument("examples", type=click.Path(path_type=Path))
 @click.argument("out", type=click.Path(path_type=Path))
-@_WORDS
+@_FEATURES
 @click.option("--carry", is_flag=True, help="Put the encoder into OUT, so that nothing else is needed.")
 @click.option("--out-of-scope", default="oos", show_default=True, help="The label of texts that have none.")
 @_SHARE
@@ -31,7 +37,7 @@ def head_fit_command(
     settings: Settings,
     examples: Path,
     out: Path,
-    words: bool,
+    features: str,
     carry: bool,
     out_of_scope: str,
     share: float | None,
@@ -39,22 +45,23 @@ def head_fit_command(
 ) -> None:
     """Fit a classifier to EXAMPLES (JSONL: text, label) in the new folder OUT.
 
-    Ten examples a label are good, and some texts that have none of the labels (`--out-of-scope`) better still. Over
-    the encoder's vectors it understands other words too; over words (`--words`) it needs no encoder and shows the
-    terms that decide. Pack it with `edge bundle build --head NAME=OUT`.
+    Ten examples a label are good, and some texts that have none of the labels (`--out-of-scope`) better still. With
+    the encoder's vectors it understands words that it has not seen; with words alone it needs no encoder and shows
+    the terms that decide. Pack it with `edge bundle build --head NAME=OUT`.
     """
     from ..loading import encoder_folder, load_encoder
 
     heads = import_module("quantize.students.heads")  # the toolchain stands above the runtime: loaded by name only
-    if words and carry:
-        raise click.UsageError("--words needs no encoder to --carry")
+    if features == "words" and carry:
+        raise click.UsageError("words need no encoder to --carry")
     rows = heads.read_labelled(examples, out_of_scope=out_of_scope)
-    encoder = None if words else load_encoder(settings)
+    encoder = None if features == "words" else load_encoder(settings)
     with progress_bar("fitting") as bar:
         result = heads.fit_head(
             rows,
             out,
             encoder=encoder,
+            words=features != "vectors",
             carry=encoder_folder(settings) if carry else None,
             share=share,
             progress=bar,
@@ -118,7 +125,7 @@ def head_show_command(settings: Settings, head: str, labels: tuple[str, ...], te
 @click.option(
     "--data", required=True, envvar="EDGE_DATA", type=click.Path(path_type=Path), help="The set's file or folder."
 )
-@_WORDS
+@_FEATURES
 @click.option("--shots", default=10, show_default=True, type=click.IntRange(2, 1000), help="Examples of a label.")
 @click.option("--seeds", default=5, show_default=True, type=click.IntRange(1, 100), help="Draws of the examples.")
 @click.option("--without-oos", is_flag=True, help="Fit to nothing that is out of scope.")
@@ -127,7 +134,7 @@ def head_show_command(settings: Settings, head: str, labels: tuple[str, ...], te
 def eval_intents_command(
     settings: Settings,
     data: Path,
-    words: bool,
+    features: str,
     shots: int,
     seeds: int,
     without_oos: bool,
@@ -144,8 +151,9 @@ def eval_intents_command(
     with cancel_on_interrupt() as cancel, progress_bar("judging") as bar:
         result = evaluate.evaluate_intents(
             data,
-            encoder=None if words else load_encoder(settings),
-            encoder_folder=None if words else encoder_folder(settings),
+            encoder=None if features == "words" else load_encoder(settings),
+            words=features != "vectors",
+            encoder_folder=None if features == "words" else encoder_folder(settings),
             shots=shots,
             seeds=seeds,
             outside=not without_oos,

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from ..encoders.embed import Encoder
 from ..encoders.encoders import is_static, open_encoder
-from ..errors import ModelError
+from ..errors import ModelDamagedError, ModelError
+from .features import BothFeatures, Features
 from .head_file import HeadWeights, read_head
 from .vector_features import VectorFeatures
 from .word_features import WordFeatures
@@ -69,18 +70,14 @@ class Classification:
 
 
 class IntentHead:
-    """A linear classifier of texts, by their words (nothing else is needed) or by an encoder's vectors."""
+    """A linear classifier of texts: by words, for which nothing else is needed, an encoder's vectors, or both."""
 
     def __init__(self, weights: HeadWeights, encoder: Encoder | None = None) -> None:
         """Use `open`; this takes what it has loaded."""
         self._head = weights
         self.labels, self.figures = weights.labels, weights.figures
         self._owners = np.array([label for _, label in weights.examples], np.int64)
-        self.features: WordFeatures | VectorFeatures
-        if weights.vocabulary is not None:
-            self.features = WordFeatures(weights.vocabulary, [text for text, _ in weights.examples])
-        else:
-            self.features = VectorFeatures(_fitting(weights, encoder), weights.vectors)
+        self.features = _features(weights, encoder)
 
     @classmethod
     def open(cls, folder: Path, shared: Callable[[], Encoder] | None = None) -> IntentHead:
@@ -95,7 +92,7 @@ class IntentHead:
         return cls(weights, open_encoder(folder) if has_encoder(folder) else shared() if shared else None)
 
     def top_terms(self, label: str, count: int = 10) -> tuple[Reason, ...]:
-        """The terms that speak most for a label, over those for all labels; none for a head on vectors.
+        """The terms that speak most for a label, over those for all labels; none for a head on vectors alone.
 
         Raises `ModelError` for a label that it does not have.
         """
@@ -103,7 +100,8 @@ class IntentHead:
             raise ModelError(f"the head has no label {label!r}", hint=f"it has {', '.join(self.labels[:5])}, ...")
         if self._head.vocabulary is None:
             return ()
-        weights = self._head.codes.astype(np.float32) * self._head.scales[:, None]
+        first = self._head.vectors.shape[1]
+        weights = self._head.codes[first:].astype(np.float32) * self._head.scales[first:, None]
         lead = weights[:, self.labels.index(label)] - weights.mean(axis=1)
         terms = list(self._head.vocabulary.places)
         return tuple(Reason(terms[at], float(lead[at])) for at in np.argsort(-lead, kind="stable")[:count])
@@ -177,6 +175,16 @@ def signals(scores: Floats, cosines: Floats, owners: NDArray[np.int64]) -> dict[
     }
 
 
+def _features(weights: HeadWeights, encoder: Encoder | None) -> Features:
+    texts = [text for text, _ in weights.examples]
+    words = None if weights.vocabulary is None else WordFeatures(weights.vocabulary, texts)
+    if weights.encoder is None:
+        assert words is not None  # `read_head` refuses a head without features
+        return words
+    vectors = VectorFeatures(_fitting(weights, encoder), weights.vectors)
+    return vectors if words is None else BothFeatures(vectors, weights.vectors.shape[1], words)
+
+
 def _fitting(weights: HeadWeights, encoder: Encoder | None) -> Encoder:
     if encoder is None or encoder.fingerprint != weights.encoder:
         found = "there is none" if encoder is None else f"this is {encoder.fingerprint[:16]}"
@@ -184,4 +192,7 @@ def _fitting(weights: HeadWeights, encoder: Encoder | None) -> Encoder:
             f"the head was fitted to the encoder {str(weights.encoder)[:16]}; {found}",
             hint="give the encoder that it was fitted with, or fit it again",
         )
+    if encoder.dimension != weights.vectors.shape[1]:
+        wrong = f"the head has vectors of {weights.vectors.shape[1]} dimensions, its encoder of {encoder.dimension}"
+        raise ModelDamagedError(wrong, hint="run `edge head fit` again")
     return encoder

@@ -26,11 +26,12 @@ HEAD_FILE, ARRAYS_FILE = "head.json", "head.npz"
 FORMAT = 1
 _MOST_BYTES = 1 << 28
 _MOST_LABELS, _MOST_TERMS, _MOST_EXAMPLES = 10_000, 1_000_000, 1_000_000
-_LONGEST = 4_000  # characters of a label, a term or an example
+LONGEST = 10_000
+"""Characters of a label, a term or an example."""
 _LARGEST = 1e6  # of any number: sums and products of such stay finite
 
 _T = TypeVar("_T")
-Kind = Literal["words", "vectors"]
+Kind = Literal["words", "vectors", "both"]
 Example = tuple[str, int]
 """A text and the place of its label."""
 
@@ -42,8 +43,8 @@ class HeadWeights:
     Scores are `features @ (codes * scales) + intercepts`; `codes` int8 [features, labels], `scales` float32
     [features], `intercepts` float32 [labels]. `inside` gives the probability that a text has one of the labels,
     None where nothing was known of others; `right` that it is the best one, for those that have one. Features are
-    those of `vocabulary`, or the vectors of the encoder with the fingerprint `encoder`; `vectors` int8 [examples,
-    features] are then those of the examples.
+    the vectors of the encoder with the fingerprint `encoder`, those of `vocabulary`, or both in this order;
+    `vectors` int8 [examples, dimension] are those of the examples.
     """
 
     labels: tuple[str, ...]
@@ -61,7 +62,7 @@ class HeadWeights:
     @property
     def kind(self) -> Kind:
         """What the features are."""
-        return "vectors" if self.vocabulary is None else "words"
+        return _kind(self.vocabulary is not None, self.encoder is not None)
 
 
 def is_head(folder: Path) -> bool:
@@ -83,9 +84,9 @@ def write_head(folder: Path, head: HeadWeights) -> None:
         "figures": dict(head.figures),
     }
     arrays: dict[str, Any] = {"codes": head.codes, "scales": head.scales, "intercepts": head.intercepts}
-    if head.vocabulary is None:
+    if head.encoder is not None:
         arrays["vectors"] = head.vectors
-    else:
+    if head.vocabulary is not None:
         arrays["rarities"] = np.asarray(head.vocabulary.rarities, np.float32)
     content = BytesIO()
     np.savez(content, **arrays)
@@ -115,25 +116,24 @@ def _head(it: _Fields, arrays: Mapping[str, NDArray[Any]]) -> HeadWeights:
     if (made := it.take("format", _whole)) != FORMAT:
         _refuse(f"its format is {made}, this version reads {FORMAT}")
     kind, labels = it.take("kind", _text), tuple(it.take("labels", _list_of(_text, _MOST_LABELS)))
-    if kind not in ("words", "vectors"):
-        _refuse(f"its kind is {kind[:40]!r}")
     if len(labels) < 2 or len(set(labels)) != len(labels):
         _refuse(f"it has {len(labels)} labels, {len(set(labels))} of them different")
     terms, vocabulary = it.take("terms", _optional(_list_of(_text, _MOST_TERMS))), None
-    if (terms is None) != (kind == "vectors"):
-        _refuse(f"the kind {kind} and its terms do not go together")
+    encoder = it.take("encoder", _optional(_text))
+    if kind != _kind(terms is not None, encoder is not None):
+        _refuse(f"its kind {kind[:40]!r}, its terms and its encoder do not go together")
     if terms is not None:
         if terms != sorted(set(terms)):
             _refuse("its terms are not sorted")
         rarities = _array(arrays, "rarities", np.float32, (len(terms),))
         vocabulary = Vocabulary({term: place for place, term in enumerate(terms)}, rarities.tolist())
-    codes = _array(arrays, "codes", np.int8, (None if terms is None else len(terms), len(labels)))
     examples = tuple(it.take("examples", _list_of(_example(len(labels)), _MOST_EXAMPLES)))
     if not examples:
         _refuse("it has no examples")
-    encoder = it.take("encoder", _optional(_text))
-    if (encoder is None) == (kind == "vectors"):
-        _refuse(f"the kind {kind} and its encoder do not go together")
+    vectors = np.zeros((len(examples), 0), np.int8)
+    if encoder is not None:
+        vectors = _array(arrays, "vectors", np.int8, (len(examples), None))
+    codes = _array(arrays, "codes", np.int8, (vectors.shape[1] + len(terms or ()), len(labels)))
     made_of = HeadWeights(
         labels=labels,
         codes=codes,
@@ -142,15 +142,19 @@ def _head(it: _Fields, arrays: Mapping[str, NDArray[Any]]) -> HeadWeights:
         right=it.take("right", _logistic),
         inside=it.take("inside", _optional(_logistic)),
         examples=examples,
-        vectors=_array(arrays, "vectors", np.int8, (len(examples), len(codes)))
-        if kind == "vectors"
-        else np.zeros((0, 0), np.int8),
+        vectors=vectors,
         vocabulary=vocabulary,
         encoder=encoder,
         figures=it.take("figures", _mapping),
     )
     it.end()
     return made_of
+
+
+def _kind(words: bool, vectors: bool) -> Kind:
+    if not words and not vectors:
+        _refuse("it reads neither words nor vectors")
+    return "both" if words and vectors else "words" if words else "vectors"
 
 
 class _Fields:
@@ -268,8 +272,8 @@ def _optional(read: Callable[[object], _T]) -> Callable[[object], _T | None]:
 
 
 def _text(value: object) -> str:
-    if not isinstance(value, str) or not 0 < len(value) <= _LONGEST:
-        _refuse(f"{str(value)[:40]!r} is no text of 1 to {_LONGEST:,} characters")
+    if not isinstance(value, str) or not 0 < len(value) <= LONGEST:
+        _refuse(f"{str(value)[:40]!r} is no text of 1 to {LONGEST:,} characters")
     return value
 
 

@@ -22,7 +22,9 @@ from edge_sdk.confidence.logistic import Logistic
 from edge_sdk.encoders.embed import Encoder
 from edge_sdk.errors import ConfigError
 from edge_sdk.heads.classifier import signals
-from edge_sdk.heads.head_file import HeadWeights, write_head
+from edge_sdk.heads.features import BothFeatures, Features
+from edge_sdk.heads.head_file import LONGEST, HeadWeights, write_head
+from edge_sdk.heads.vector_features import VectorFeatures
 from edge_sdk.heads.word_features import Vocabulary, WordFeatures
 from edge_sdk.hub.partial import storage_errors
 from edge_sdk.storage.vectors import quantize_rows
@@ -67,6 +69,7 @@ def fit_head(
     out: Path,
     *,
     encoder: Encoder | None = None,
+    words: bool = False,
     carry: Path | None = None,
     share: float | None = None,
     seed: int = 0,
@@ -74,11 +77,11 @@ def fit_head(
 ) -> dict[str, Any]:
     """Make the folder `out` with a head; the JSON document of the command.
 
-    It reads the vectors of `encoder`, or words where there is none. `carry` is the folder of the encoder, which
-    then goes with the head. `share` of the texts that it will see have none of the labels: by default as many as of
-    the examples, or `SHARE` where all of these have one. Nothing is at `out` before everything is done. Raises
-    `ConfigError` when `out` exists, for fewer than two labels, fewer than two examples of one, or more than
-    `MOST_EXAMPLES`.
+    It reads the vectors of `encoder`, with `words` or without, and words alone where there is none. `carry` is the
+    folder of the encoder, which then goes with the head. `share` of the texts that it will see have none of the
+    labels: by default as many as of the examples, or `SHARE` where all of these have one. Nothing is at `out`
+    before all is done. Raises `ConfigError` when `out` exists, for fewer than two labels, fewer than two examples
+    of one, and above `MOST_EXAMPLES`.
     """
     if out.exists():
         raise ConfigError(f"{out} exists already", hint="give a folder that is not there yet")
@@ -95,12 +98,9 @@ def fit_head(
     texts = [each.text for each in inside]
     started = time.perf_counter()
     progress(0, FOLDS + 1, "features")
-    vocabulary = None
-    if encoder is None:
-        vocabulary = Vocabulary.of(texts, most=MOST_TERMS)
-        rows, others = (WordFeatures(vocabulary, []).rows(each) for each in (texts, outside))
-    else:
-        rows, others = encoder.encode(texts), encoder.encode(outside)
+    vocabulary = Vocabulary.of(texts, most=MOST_TERMS) if words or encoder is None else None
+    features = _features(encoder, vocabulary)
+    rows, others = features.rows(texts), features.rows(outside)
     judged = Judged.cross_fitted(rows, owners, others, len(labels), share, seed, progress)
     weights, intercepts = fit_softmax(rows, owners, len(labels))
     codes, scales = quantize_rows(weights)
@@ -114,7 +114,7 @@ def fit_head(
         right=judged.right,
         inside=judged.inside,
         examples=tuple(zip(texts, owners.tolist(), strict=True)),
-        vectors=np.zeros((0, 0), np.int8) if encoder is None else quantize_rows(rows)[0],
+        vectors=quantize_rows(rows[:, : 0 if encoder is None else encoder.dimension])[0],
         vocabulary=vocabulary,
         encoder=None if encoder is None else encoder.fingerprint,
         figures=figures,
@@ -122,6 +122,16 @@ def fit_head(
     _write(out, head, carry)
     size = sum(file.stat().st_size for file in out.iterdir())
     return {"kind": head.kind, **figures, "bytes": size, "seconds": time.perf_counter() - started}
+
+
+def _features(encoder: Encoder | None, vocabulary: Vocabulary | None) -> Features:
+    """What is read of a text, compared with nothing yet."""
+    words = None if vocabulary is None else WordFeatures(vocabulary, [])
+    if encoder is None:
+        assert words is not None
+        return words
+    vectors = VectorFeatures(encoder, np.zeros((0, encoder.dimension), np.int8))
+    return vectors if words is None else BothFeatures(vectors, encoder.dimension, words)
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,6 +230,8 @@ def _check(examples: Sequence[Labelled]) -> tuple[str, ...]:
     if len(counts) < 2 or few:
         what = f"the label {few[0]!r} has one example" if few else f"there are {len(counts)} labels"
         raise ConfigError(what, hint="give two labels or more, each with two examples or more; ten are good")
+    if long := [each for each in examples if len(each.text) > LONGEST or len(str(each.label)) > LONGEST]:
+        raise ConfigError(f"the example {long[0].text[:40]!r} has more than {LONGEST:,} characters", hint="cut it")
     if len(examples) > MOST_EXAMPLES:
         raise ConfigError(
             f"{len(examples):,} examples are more than {MOST_EXAMPLES:,}", hint="give fewer of each label"
