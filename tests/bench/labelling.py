@@ -129,7 +129,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help="JSON lines {text}; the documentation of Python, else")
     parser.add_argument("--passages", type=int, default=100)
     parser.add_argument("--tokens", type=int, default=64, help="generated for each passage, at most")
-    parser.add_argument("--sequences", type=int, default=32)
+    parser.add_argument("--sequences", type=int, default=50, help="at once; those of a block, best")
     parser.add_argument("--blocks", type=int, default=2)
     parser.add_argument("--threads", type=int, default=default_threads())
     parser.add_argument("--types", default="", help="the teacher quantized again, with commas: IQ4_NL,Q4_0")
