@@ -59,6 +59,9 @@ def test_the_example_has_the_values_that_it_calls_defaults(tmp_path: Path) -> No
         ({"data": {"held_out": 0.5, "calibration": 0.5}}, "leaves nothing to learn from"),
         ({"reader": None, "decoder": None, "encoder": None}, "recipe.toml makes nothing"),
         ({"head": {"A B": {"examples": "x"}}}, "recipe.toml.head"),
+        ({"work": "manuals/work"}, "would read what it writes"),
+        ({"bundle": {"out": "manuals/m.edge"}}, "would read what it writes"),
+        ({"data": {"documents": None, "unlabelled": "q.jsonl"}}, "has questions to answer but no documents"),
         ({"evaluate": {"floor": {"token_f1": "good"}}}, "recipe.toml.evaluate.floor.token_f1 is 'good'"),
     ],
 )

@@ -9,15 +9,19 @@ from threading import Event
 from typing import Any
 
 import pytest
+from gguf_files import tiny_llama
 from loopback import Exchange, Loopback
 from made_recipes import facts, passage, teach, toml, write_bert_folder, write_documents
+from test_ledger_examples import fill
 
 from edge_sdk.config import Settings, load_settings
 from edge_sdk.errors import ConfigError, EdgeError, OfflineError
+from quantize.collection import Update
+from quantize.recipes.bundle_stages import mini_evaluation
 from quantize.recipes.cache import Result, Work
 from quantize.recipes.pipeline import stages_of
 from quantize.recipes.recipe import read_recipe
-from quantize.recipes.stages import needed, plan, run
+from quantize.recipes.stages import Job, needed, plan, run
 from quantize.training_data.example import Example, read_examples, write_examples
 
 
@@ -167,3 +171,67 @@ def test_the_key_of_another_server_is_not_sent(
     bench.write({"documents": "manuals", "passages": 2}, teacher=bench.remote(server, key_file="key.txt"))
     bench.run("teacher")
     assert b"Bearer sk-for-this-one" in server.received
+
+
+def given_set(bench: Bench, count: int = 12) -> str:
+    examples = [Example(question, passage(n), (answer,)) for n in range(count) for question, answer in facts(n)]
+    write_examples(bench.folder / "set.jsonl", examples)
+    return "set.jsonl"
+
+
+def test_answers_of_the_ledger_are_examples_that_are_never_packed(bench: Bench) -> None:
+    fill(bench.folder / "s.db", ("How is the boiler of the Aldra drained?", "through the brass valve", False))
+    bench.write({"examples": given_set(bench)})
+    made = bench.run("data", ledger=bench.folder / "s.db")["data"]
+    assert made.figures["set.jsonl"] == 48 and made.figures["ledger"]["kept"] == 1
+    assert [each.source for each in read_examples(made.folder / "examples.jsonl")].count("ledger") == 1
+    assert bench.run("data")["data"].figures["examples"] == 48
+
+    held = [
+        Example("Who looks after the lamp?", passage(1), ("the keeper",), "ledger"),
+        Example("Who?", passage(2), ("x",), "set"),
+    ]
+    write_examples(bench.folder / "held_out.jsonl", held)
+    job = Job(bench.folder, {"curate": Result(bench.folder, "")}, lambda done, total, detail: None, Event())
+    assert [row["question"] for row in mini_evaluation(job)] == ["Who?"]
+
+
+def test_a_whole_decoder_is_trained_on_the_grid_that_it_ships_with(bench: Bench) -> None:
+    for package in ("torch", "llama_cpp"):
+        pytest.importorskip(package)
+    from edge_sdk.engines.engine_gguf import GgufEngine
+
+    base = str(tiny_llama(bench.folder / "tiny-f32.gguf", context=4096))
+    part = {"base": base, "method": "full", "quantize": "Q8_0", "epochs": 1, "prompt_tokens": 2000}
+    bench.write({"examples": given_set(bench)}, decoder=part)
+    made = bench.run("decoder-export")
+    assert made["decoder"].figures["finished"] and made["decoder"].figures["steps"] > 0
+    engine = GgufEngine.open(made["decoder-export"].folder / "decoder.gguf", context=256)
+    assert engine.count("the keeper") > 0
+    engine.close()
+    bench.write({"examples": "set.jsonl"}, decoder=part | {"quantize": "Q4_K"})
+    with pytest.raises(ConfigError, match="do not fill"):
+        bench.run("decoder-export")
+
+
+def test_an_interrupted_training_goes_on(bench: Bench) -> None:
+    pytest.importorskip("torch")
+    bench.write({"examples": given_set(bench)})
+    whole = bench.run("reader")["reader"]
+    bench.path.write_text(bench.path.read_text().replace('name = "manuals"', 'name = "manuals"\nwork = "again"'))
+    cancel = Event()
+    recipe = read_recipe(bench.path)
+    stages, work = needed(stages_of(recipe, bench.settings), "reader"), Work(recipe.work)
+
+    def progress(stage: str) -> Update:
+        def update(done: float, total: float | None, detail: str) -> None:
+            if stage == "reader" and done > 0.4:
+                cancel.set()
+
+        return update
+
+    with work.hold():
+        assert [step.name for step in run(stages, work, progress=progress, cancel=cancel)] == ["data", "curate"]
+        again = {step.name: step.result for step in run(stages, work)}["reader"]
+    assert again.digest == whole.digest
+    assert again.figures["steps"] == whole.figures["steps"] and again.figures["loss"] == whole.figures["loss"]

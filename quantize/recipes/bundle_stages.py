@@ -104,7 +104,7 @@ def _pack(job: Job, recipe: Recipe, settings: Settings) -> Mapping[str, Any]:
         pack.Part("calibration", path, part.licence)
         for path in sorted((job.results["calibrate"].folder / CALIBRATIONS).glob("*.json"))
     ]
-    questions = _mini_evaluation(job)
+    questions = mini_evaluation(job)
     if questions:
         path = job.scratch / EVALUATION
         path.write_text("".join(json.dumps(row) + "\n" for row in questions), encoding="utf-8")
@@ -122,7 +122,7 @@ def _pack(job: Job, recipe: Recipe, settings: Settings) -> Mapping[str, Any]:
     }
 
 
-def _mini_evaluation(job: Job) -> list[dict[str, Any]]:
+def mini_evaluation(job: Job) -> list[dict[str, Any]]:
     """Questions that go with the bundle; none that a user has asked."""
     held = read_examples(job.results["curate"].folder / HELD_OUT)
     shown = [each for each in held if each.answers and each.source != LEDGER][:_QUESTIONS]

@@ -59,7 +59,7 @@ def decoder_stages(recipe: Recipe, part: DecoderPart, base: InstalledModel, sett
 
 
 def _train(job: Job, part: DecoderPart, base: InstalledModel, settings: Settings, seed: int) -> Mapping[str, Any]:
-    torch = import_torch()
+    torch = import_torch(settings.threads)
     from edge_sdk.engines.engine_gguf import GgufEngine
 
     from ..students.decoder_data import Lessons, TaskMaker, make_sheets
@@ -144,10 +144,12 @@ def _fast() -> bool:
     return cuda or _FAST in cpu_features()
 
 
-def import_torch() -> Any:
-    """The torch package, or `MissingExtraError`."""
+def import_torch(threads: int | None = None) -> Any:
+    """The torch package, held to so many threads where a number is given; or `MissingExtraError`."""
     try:
         import torch
     except ImportError:
         raise MissingExtraError("training", "distill") from None
+    if threads is not None:
+        torch.set_num_threads(threads)
     return torch

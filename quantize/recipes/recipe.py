@@ -126,7 +126,7 @@ class BundlePart:
     version: str = "1.0"
     licence: str = "LicenseRef-own"  # of what is made here; models of the catalog have their own
     key: Path | None = None
-    decoder: str | None = None  # where no decoder is trained, or in place of a trained one's base
+    decoder: str | None = None  # where none is trained: without one, `edge ask` takes what the device has
     encoder: str | None = "minilm-l6-int8"
     created: str | None = None
     context: int = between(64, 1 << 20, default=4096)
@@ -184,6 +184,11 @@ def _check(it: Recipe) -> None:
         raise ConfigError(f"{where} has questions to answer but no documents", hint="name them in data.documents")
     if it.data.documents and it.teacher is None:
         raise ConfigError(f"{where} has documents but no teacher to ask about them", hint="add [teacher]")
+    for made in (it.work, *([it.bundle.out] if it.bundle else [])):
+        if inside := [path for path in it.data.documents if made.resolve().is_relative_to(path.resolve())]:
+            raise ConfigError(
+                f"{where} would read what it writes: {made} is in {inside[0]}", hint="name another place for one"
+            )
     if it.data.held_out + it.data.calibration >= 1:
         raise ConfigError(f"{where}.data leaves nothing to learn from", hint="lower held_out or calibration")
     if not (it.reader or it.decoder or it.encoder or it.head):

@@ -33,7 +33,7 @@ def student_stages(recipe: Recipe, settings: Settings) -> list[Stage]:
     """A stage or two for each student of the recipe."""
     stages = []
     if recipe.reader is not None:
-        stages += _reader_stages(recipe, recipe.reader, resolve(recipe.reader.base, settings))
+        stages += _reader_stages(recipe, recipe.reader, settings)
     if recipe.decoder is not None:
         stages += decoder_stages(recipe, recipe.decoder, _gguf(recipe.decoder.base, settings), settings)
     if recipe.encoder is not None:
@@ -45,15 +45,16 @@ def student_stages(recipe: Recipe, settings: Settings) -> list[Stage]:
 # --- the reader -------------------------------------------------------------------------------------
 
 
-def _reader_stages(recipe: Recipe, part: ReaderPart, base: InstalledModel) -> list[Stage]:
-    settings = {name: value for name, value in asdict(part).items() if name not in ("base", "form")}
+def _reader_stages(recipe: Recipe, part: ReaderPart, settings: Settings) -> list[Stage]:
+    base = resolve(part.base, settings)
+    learned = {name: value for name, value in asdict(part).items() if name not in ("base", "form")}
     files = {"base": base.path, "tokenizer": base.directory / "tokenizer.json"}
     return [
         Stage(
             "reader",
             1,
-            lambda job: _train_reader(job, part, base, recipe.seed),
-            settings | {"seed": recipe.seed},
+            lambda job: _train_reader(job, part, base, recipe.seed, settings.threads),
+            learned | {"seed": recipe.seed},
             files,
             ("curate",),
         ),
@@ -68,8 +69,10 @@ def _reader_stages(recipe: Recipe, part: ReaderPart, base: InstalledModel) -> li
     ]
 
 
-def _train_reader(job: Job, part: ReaderPart, base: InstalledModel, seed: int) -> Mapping[str, Any]:
-    torch = import_torch()
+def _train_reader(
+    job: Job, part: ReaderPart, base: InstalledModel, seed: int, threads: int | None
+) -> Mapping[str, Any]:
+    torch = import_torch(threads)
     from edge_sdk.model_files.tokenizer import Tokenizer
     from edge_sdk.readers.windows import Limits, Windows
 
