@@ -1,4 +1,4 @@
-/* A BERT encoder with 8-bit matrix products: token ids to unit vectors (mean pooling), on one thread, without malloc.
+/* A BERT encoder with 8-bit matrix products: token ids to states or unit vectors, on one thread, without malloc.
  *
  * Weights are int8 with one scale for each output; activations get 8 bits with a scale and a zero point for each token
  * as they come (dynamic quantization). The products are summed exactly in int32; attention, GELU and normalisation are
@@ -237,22 +237,48 @@ EDGE_API size_t edge_bert_workspace(const edge_bert *model, size_t tokens, size_
     return counted.used;
 }
 
+/* Whether `count` texts can be run; `tokens` of all and the length of the `longest`. */
+static int texts_are_good(const edge_bert *m, const int32_t *ids, const int32_t *places, const int32_t *lengths,
+                          size_t count, size_t *tokens, size_t *longest) {
+    *tokens = 0, *longest = 1;
+    for (size_t t = 0; t < count; t++) {
+        if (lengths[t] < 0 || lengths[t] > m->shape.positions) return 0;
+        if ((size_t)lengths[t] > *longest) *longest = (size_t)lengths[t];
+        for (int32_t i = 0; i < lengths[t]; i++, ++*tokens) {
+            if (ids[*tokens] < 0 || ids[*tokens] >= m->shape.words) return 0;
+            if (places && (places[*tokens] < 0 || places[*tokens] >= m->shape.positions)) return 0;
+        }
+    }
+    return 1;
+}
+
 /* Encode `count` texts: `ids` of all, one after the other, `lengths` of each; `out` is [count, hidden], rows of length
  * 1, zeros for a text without tokens. `memory` has `bytes`, aligned to 64. Several threads may use one model.
  * EDGE_BAD_TOKENS where an id or a length is out of range or the memory too small; then nothing is written. */
 EDGE_API int edge_bert_encode(const edge_bert *model, const int32_t *ids, const int32_t *lengths, size_t count,
                               float *out, void *memory, size_t bytes) {
-    size_t tokens = 0, longest = 1;
-    for (size_t t = 0; t < count; t++) {
-        if (lengths[t] < 0 || lengths[t] > model->shape.positions) return EDGE_BAD_TOKENS;
-        if ((size_t)lengths[t] > longest) longest = (size_t)lengths[t];
-        for (int32_t i = 0; i < lengths[t]; i++, tokens++)
-            if (ids[tokens] < 0 || ids[tokens] >= model->shape.words) return EDGE_BAD_TOKENS;
-    }
+    size_t tokens, longest;
+    if (!texts_are_good(model, ids, NULL, lengths, count, &tokens, &longest)) return EDGE_BAD_TOKENS;
     arena from = {memory, 0};
     workspace w = take_workspace(&from, model, tokens, longest);
     if (from.used > bytes) return EDGE_BAD_TOKENS;
-    path_of(model->path)->encode(model, ids, lengths, count, out, &w);
+    const path *p = path_of(model->path);
+    p->states(model, ids, NULL, lengths, count, &w);
+    p->pool(w.states, lengths, count, (size_t)model->shape.hidden, out);
+    return EDGE_DONE;
+}
+
+/* The same up to the states of all tokens: `out` is [tokens, hidden]. `places` has a row of the positions for each
+ * token, so that one table can hold those of several segments; all else is as for edge_bert_encode. */
+EDGE_API int edge_bert_states(const edge_bert *model, const int32_t *ids, const int32_t *places,
+                              const int32_t *lengths, size_t count, float *out, void *memory, size_t bytes) {
+    size_t tokens, longest;
+    if (!texts_are_good(model, ids, places, lengths, count, &tokens, &longest)) return EDGE_BAD_TOKENS;
+    arena from = {memory, 0};
+    workspace w = take_workspace(&from, model, tokens, longest);
+    if (from.used > bytes) return EDGE_BAD_TOKENS;
+    path_of(model->path)->states(model, ids, places, lengths, count, &w);
+    memcpy(out, w.states, tokens * (size_t)model->shape.hidden * sizeof(float));
     return EDGE_DONE;
 }
 

@@ -75,7 +75,10 @@ typedef struct {
     size_t group, code_bytes; /* inputs of a group; bytes of an activation */
     void (*product)(const linear *, const void *codes, size_t rows, int32_t *out);
     void (*store)(const int8_t *from, size_t count, void *to); /* activations as the path wants them */
-    void (*encode)(const edge_bert *, const int32_t *, const int32_t *, size_t, float *, const workspace *);
+    /* Ids, places or NULL, lengths, and their count; token states stay in the workspace. */
+    void (*states)(const edge_bert *, const int32_t *, const int32_t *, const int32_t *, size_t, const workspace *);
+    /* Means of the states of texts of certain lengths, scaled to length 1. */
+    void (*pool)(const float *, const int32_t *, size_t, size_t, float *);
 } path;
 
 /* Each NULL where the compiler or this CPU lacks the instructions. */

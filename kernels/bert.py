@@ -1,4 +1,4 @@
-"""A BERT encoder with 8-bit matrix products (`bert.c`): token ids to unit vectors, in C only.
+"""A BERT encoder with 8-bit matrix products (`bert.c`): token ids to states or unit vectors, in C.
 
 Where the library is absent, or the CPU has none of its fast instruction sets, `best_path` says so and the caller
 takes another encoder. Knows nothing of files, text or threads: one `BertKernel` may be used from several at once.
@@ -123,6 +123,28 @@ class BertKernel:
         """Memory for runs of up to `tokens` tokens in texts of up to `longest`; for one call at a time."""
         return _aligned(_call("edge_bert_workspace")(self._model, tokens, longest))
 
+    def states(self, text: Sequence[int], places: Sequence[int], workspace: NDArray[np.uint8]) -> Floats:
+        """The state of each token: [len(text), hidden]. `places` are rows of the table of positions, one a token.
+
+        Otherwise as `encode`. Raises `ValueError` also for places that are out of range, or not one a token.
+        """
+        ids, rows = (np.clip(np.array(part, np.int64), -1, 2**31 - 1).astype(np.int32) for part in (text, places))
+        out = np.empty((len(ids), self.hidden), np.float32)
+        length = np.array([len(ids)], np.int32)
+        failure = len(rows) != len(ids) or _call("edge_bert_states")(
+            self._model,
+            ids.ctypes.data,
+            rows.ctypes.data,
+            length.ctypes.data,
+            1,
+            out.ctypes.data,
+            workspace.ctypes.data,
+            workspace.nbytes,
+        )
+        if failure:
+            raise ValueError(f"{len(ids)} tokens at {len(rows)} places do not fit this model or its workspace")
+        return out
+
     def encode(self, texts: Sequence[Sequence[int]], workspace: NDArray[np.uint8]) -> Floats:
         """Mean of the token states of each text, scaled to length 1: [len(texts), hidden], zeros without tokens.
 
@@ -166,6 +188,11 @@ def best_path() -> str | None:
     return next(reversed(paths()), None)
 
 
+def has_states() -> bool:
+    """Whether the library has `states`: one that was built before it was added goes on without."""
+    return load("edge_bert_states") is not None
+
+
 def product(a: NDArray[np.int8], b: NDArray[np.int8], path: str) -> NDArray[np.int32]:
     """The exact matrix product of int8 codes, `b` above -128, by one of `paths()`: what all layers are made of."""
     a, b = np.ascontiguousarray(a, np.int8), np.ascontiguousarray(b, np.int8)
@@ -192,6 +219,7 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {  # result first
     "edge_bert_set_norm": (_INT, _POINTER, _INT, _INT, _POINTER, _POINTER),
     "edge_bert_workspace": (_SIZE, _POINTER, _SIZE, _SIZE),
     "edge_bert_encode": (_INT, _POINTER, _POINTER, _POINTER, _SIZE, _POINTER, _POINTER, _SIZE),
+    "edge_bert_states": (_INT, _POINTER, _POINTER, _POINTER, _POINTER, _SIZE, _POINTER, _POINTER, _SIZE),
     "edge_bert_product_memory": (_SIZE, _INT, _SIZE, _SIZE, _SIZE),
     "edge_bert_product": (_INT, _INT, _POINTER, _POINTER, _SIZE, _SIZE, _SIZE, _POINTER, _POINTER),
 }

@@ -223,12 +223,12 @@ INLINE void embed(const edge_bert *m, int32_t id, size_t place, float *to) {
     normalize(to, hidden, &m->embedded, m->shape.epsilon);
 }
 
-TARGET static void encode(
-    const edge_bert *m, const int32_t *ids, const int32_t *lengths, size_t count, float *out, const workspace *w) {
+TARGET static void states(const edge_bert *m, const int32_t *ids, const int32_t *places, const int32_t *lengths,
+                          size_t count, const workspace *w) {
     size_t hidden = (size_t)m->shape.hidden, size = hidden / (size_t)m->shape.heads, tokens = 0;
     for (size_t t = 0; t < count; t++)
         for (int32_t place = 0; place < lengths[t]; place++, tokens++)
-            embed(m, ids[tokens], (size_t)place, w->states + tokens * hidden);
+            embed(m, ids[tokens], (size_t)(places ? places[tokens] : place), w->states + tokens * hidden);
     for (int32_t l = 0; l < m->shape.layers; l++) {
         const layer *now = m->layers + l;
         for (size_t i = 0; i < tokens; i += BLOCK) {
@@ -251,7 +251,9 @@ TARGET static void encode(
                 normalize(states + r * hidden, hidden, &now->fed, m->shape.epsilon);
         }
     }
-    const float *state = w->states;
+}
+
+TARGET static void pool(const float *state, const int32_t *lengths, size_t count, size_t hidden, float *out) {
     for (size_t t = 0; t < count; t++, out += hidden) {
         VF squares = F_SET(0.0f);
         size_t length = (size_t)lengths[t];
@@ -273,5 +275,5 @@ static void store(const int8_t *from, size_t count, void *to) {
     for (size_t i = 0; i < count; i++) ((ACT *)to)[i] = (ACT)(from[i] + BIAS);
 }
 
-static const path this_path = {ROWS, WIDTH, KEYS, GROUP, sizeof(ACT), product, store, encode};
+static const path this_path = {ROWS, WIDTH, KEYS, GROUP, sizeof(ACT), product, store, states, pool};
 

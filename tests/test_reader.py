@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from made_readers import write_reader
 
@@ -91,6 +91,7 @@ def test_a_passage_that_spells_the_frame_cannot_pretend_to_be_one(reader: Reader
 TEXT = st.text(st.characters(exclude_categories=()), max_size=30)
 
 
+@settings(deadline=None)
 @given(TEXT, st.lists(TEXT, max_size=3))
 def test_a_span_is_whole_words_of_its_passage_whatever_the_text(question: str, passages: list[str]) -> None:
     found = READER.read(question, passages)
@@ -164,6 +165,7 @@ def test_bytes_that_are_no_description_are_refused(tmp_path: Path, content: byte
         Reader.open(tmp_path, threads=1)
 
 
+@settings(deadline=None)
 @given(
     st.binary(max_size=60)
     | st.recursive(st.none() | st.floats() | st.text(), st.lists).map(json.dumps).map(str.encode)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -18,6 +18,7 @@ def tried(starts: NDArray[np.float64], ends: NDArray[np.float64], longest: int) 
     return {place: score for place, score in every.items() if score > -np.inf}
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(NUMBERS, NUMBERS), max_size=12), st.integers(1, 5))
 def test_the_best_spans_are_those_of_trying_all(pairs: list[tuple[float, float]], longest: int) -> None:
     starts, ends = (np.array([pair[side] for pair in pairs], np.float64) for side in (0, 1))
@@ -38,6 +39,7 @@ def test_a_total_of_nothing_is_no_probability_at_all() -> None:
     assert shared_log_total([]) == shared_log_total([np.full(3, -np.inf)]) == -np.inf
 
 
+@settings(deadline=None)
 @given(st.lists(st.lists(st.floats(-50, 50), max_size=5), min_size=1, max_size=4))
 def test_shares_of_a_total_add_up_to_one(rows: list[list[float]]) -> None:
     every = np.array([number for row in rows for number in row])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from made_readers import write_word_pieces
 from onnx_files import write_tokenizer
@@ -38,6 +38,7 @@ def test_special_tokens_that_a_document_spells_out_stay_text(tokenizer: Tokenize
     assert frame.count("[CLS]") == 1 and frame.count("[SEP]") == 2
 
 
+@settings(deadline=None)
 @given(st.integers(0, 60), st.integers(1, 4), st.integers(1, 30), st.integers(0, 29))
 def test_windows_cover_a_passage_in_order(size: int, question: int, room: int, overlap: int) -> None:
     overlap = min(overlap, room - 1)
@@ -57,6 +58,7 @@ def test_windows_cover_a_passage_in_order(size: int, question: int, room: int, o
 TEXT = st.text(st.characters(exclude_categories=()), max_size=40)
 
 
+@settings(deadline=None)
 @given(TEXT)
 def test_tokens_know_their_characters_whatever_the_text(text: str) -> None:
     pieces = TOKENIZER.pieces(text)

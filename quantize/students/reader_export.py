@@ -12,11 +12,11 @@ from pathlib import Path
 
 import numpy as np
 
-from edge_sdk.errors import ConfigError, EngineError
-from edge_sdk.model_files.onnx_session import OnnxSession
+from edge_sdk.errors import ConfigError
+from edge_sdk.model_files.onnx_session import inspect_onnx
 from edge_sdk.model_files.tokenizer import Tokenizer
 from edge_sdk.readers.description import Description
-from edge_sdk.readers.reader import OUTPUT
+from edge_sdk.readers.scorer import OnnxScorer, open_scorer
 from edge_sdk.readers.windows import Windows
 
 from ..onnx_models.folder import import_onnx, new_folder
@@ -26,7 +26,7 @@ from .reader_model import ReaderModel
 
 FLOAT = "float32"
 FORMS = (FLOAT, *(form.name for form in ENCODER_FORMS))
-DEFAULT_FORM = "int8-dynamic"
+DEFAULT_FORM = "int8"
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,20 +74,18 @@ def export_reader(
 
 
 def _compare(whole: Path, made: Path, windows: Windows, samples: Sequence[tuple[str, str]]) -> Parity:
-    sessions = [OnnxSession.open(path, threads=1) for path in (whole, made)]
+    longest = windows.limits.window
+    scorers = OnnxScorer(inspect_onnx(whole), 1), open_scorer(inspect_onnx(made), longest, 1)
     same, differences = [], []
     for question, passage in samples:
         pieces = windows.tokenizer.pieces(passage)
         for window in windows.cut(windows.question(question), pieces):
-            feeds = {"input_ids": np.array([window.ids]), "token_type_ids": np.array([window.segments])}
-            expected, found = (session.run([OUTPUT], feeds)[0].numpy()[0] for session in sessions)
+            expected, found = (scorer.scores([window])[0] for scorer in scorers)
             text = slice(window.first, window.last)
             same.append((expected[text, :2].argmax(0) == found[text, :2].argmax(0)).tolist())
             differences.append(float(np.abs(expected - found).mean()))
     if not same:
         raise ConfigError("no sample has a passage with words")
-    if not np.isfinite(differences).all():
-        raise EngineError(f"{made.name} gives numbers that are not finite")
     starts, ends = np.mean(same, axis=0)
     return Parity(len(same), float(starts), float(ends), float(np.mean(differences)))
 

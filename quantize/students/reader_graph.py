@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from edge_sdk.readers.reader import OUTPUT
+from edge_sdk.readers.scorer import HEAD, HEAD_BIAS, OUTPUT, SEGMENTS
 
 from ..onnx_models.folder import import_onnx
 from .bert import BertLayer
@@ -50,7 +50,7 @@ class _Graph:
         every = self._stored("places", np.arange(len(_array(body.positions.weight))))
         places = self._add("Slice", every, self._stored("zero", np.array([0])), count, "zero")
         words = self._add("Gather", self._stored("words", _array(body.words.weight)), "input_ids")
-        parts = self._add("Gather", self._stored("segments", segments - segments[0]), "token_type_ids")
+        parts = self._add("Gather", self._stored(SEGMENTS, segments - segments[0]), "token_type_ids")
         states = self._add("Add", self._add("Add", words, parts), self._add("Gather", positions, places))
         states = self._norm(states, body.embedded, "embedded")
         for number, layer in enumerate(body.layers):
@@ -58,10 +58,10 @@ class _Graph:
             states = self._layer(states, layer, f"layer{number}")
         self._nodes.append(helper.make_node("Identity", [states], [STATES]))
         # As Einsum, so that the quantizers, which look for MatMul, leave these few weights as they are.
-        head = self._stored("head", _array(self._model.head.weight).T)
+        head = self._stored(HEAD, _array(self._model.head.weight).T)
         product = self._add("Einsum", states, head, equation="bth,hs->bts")
         self._nodes.append(
-            helper.make_node("Add", [product, self._stored("head.bias", _array(self._model.head.bias))], [OUTPUT])
+            helper.make_node("Add", [product, self._stored(HEAD_BIAS, _array(self._model.head.bias))], [OUTPUT])
         )
         tokens = [1, "tokens"]
         graph = helper.make_graph(
