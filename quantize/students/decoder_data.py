@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from random import Random
@@ -125,7 +125,7 @@ class TaskMaker:
         self._near = Neighbours(self._texts)
 
     def sheets(self, seed: int) -> Iterator[list[Task]]:
-        """Tasks that share their passages: every passage is on one sheet, and every question is asked of one."""
+        """Tasks that share their passages: every passage is on one sheet, but for the few that fill none."""
         random, lessons = Random(seed), self._lessons
         waiting = dict.fromkeys(random.sample(range(len(self._texts)), len(self._texts)))
         while len(waiting) >= lessons.passages:
@@ -160,9 +160,8 @@ class TaskMaker:
         others = [at for text in chosen for at in self._near.of(text) if at not in chosen]
         for at in random.sample(others, min(count, len(others))):
             each = random.choice(self._asked[self._texts[at]])
-            if each.answers and not any(
-                contains(text, each.answers) for text in texts
-            ):  # else it may be answerable
+            answerable = any(contains(text, each.answers) for text in texts)
+            if each.answers and not answerable:
                 tasks.append(Task(each.question, texts, 0, (), style))
         random.shuffle(tasks)
         return tasks
@@ -181,13 +180,13 @@ class Neighbours:
 
     def of(self, at: int) -> list[int]:
         """The nearest passages to one, nearest first, never itself."""
-        scores: Counter[int] = Counter()
+        scores: dict[int, float] = defaultdict(float)
         for word in self._words[at]:  # in the same order in every process, as sums of numbers want it
             holders = self._holders[word]
             if 1 < len(holders) <= self._most:
                 for other in holders:
-                    scores[other] += math.log(len(self._words) / len(holders))  # type: ignore[assignment]
-        del scores[at]
+                    scores[other] += math.log(len(self._words) / len(holders))
+        scores.pop(at, None)
         return sorted(scores, key=lambda other: (-scores[other], other))[:_NEAREST]
 
 

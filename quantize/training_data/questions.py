@@ -67,8 +67,9 @@ _POINTS_AT_TEXT = re.compile(
 _STANDS_FOR = re.compile(
     r"\b(?:he|she|it|they|him|her|them|his|hers|its|their|this|these|those|"
     r"the (?:film|movie|book|novel|song|album|band|group|series|show|episode|game|play|story|company|"
-    r"organi[sz]ation|club|team|school|university|building|church|town|city|village|river|region|area|country|event|battle|war|"
-    r"person|man|woman|actor|actress|director|writer|singer|player|king|queen|subject|character|protagonist))\b",
+    r"organi[sz]ation|club|team|school|university|building|church|town|city|village|river|region|area|country|"
+    r"event|battle|war|person|man|woman|actor|actress|director|writer|singer|player|king|queen|subject|"
+    r"character|protagonist))\b",
     re.IGNORECASE,
 )
 _NAME = re.compile(r"(?<=\s)[^\W\d_a-z]\w+|\d|[\"“‘']\w")
