@@ -318,11 +318,12 @@ def test_replies_of_a_real_model_differ_only_where_two_tokens_are_about_as_likel
     found = replies(smollm2_path, requests, sequences=4)
     with GgufEngine.open(smollm2_path, threads=1) as engine:
         for request, reply in zip(requests, found, strict=True):
-            tokens = list(engine.generate(engine.render(request.messages), GenerateOptions(max_tokens=8)))
-            text = "".join(token.text for token in tokens)
-            for token, logprob in zip(tokens, reply.logprobs, strict=True):
-                if abs(token.logprob - logprob) > 0.35:
+            text = ""
+            tokens = engine.generate(engine.render(request.messages), GenerateOptions(max_tokens=8))
+            for token, logprob in zip(tokens, reply.logprobs, strict=False):
+                text += token.text
+                if not reply.text.startswith(text):
                     assert token.margin < 0.5
                     break
-            else:
-                assert reply.text == text
+                assert token.logprob == pytest.approx(logprob, abs=0.4)
+            tokens.close()

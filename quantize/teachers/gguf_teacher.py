@@ -74,7 +74,7 @@ class GgufTeacher:
         cls,
         path: Path,
         *,
-        sequences: int = 32,
+        sequences: int = 64,
         cells: int | None = None,
         threads: int | None = None,
         gpu_layers: int = 0,
