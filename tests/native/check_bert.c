@@ -17,6 +17,8 @@ int edge_bert_set_linear(edge_bert *, int, int, const int8_t *, const float *, c
 int edge_bert_set_norm(edge_bert *, int, int, const float *, const float *);
 size_t edge_bert_workspace(const edge_bert *, size_t, size_t);
 int edge_bert_encode(const edge_bert *, const int32_t *, const int32_t *, size_t, float *, void *, size_t);
+int edge_bert_states(
+    const edge_bert *, const int32_t *, const int32_t *, const int32_t *, size_t, float *, void *, size_t);
 
 enum { HIDDEN = 64, INNER = 96, WORDS = 50, PLACES = 70, TEXTS = 4, TOKENS = 1 + 40 + 7 + 70 };
 
@@ -60,7 +62,24 @@ static int product_is_exact(int path, size_t rows, size_t inputs, size_t outputs
     return good;
 }
 
-/* A model of random weights, the same for every path. */
+/* Whether the states of a text, at the places that it has by itself, have its vector as their mean, and a place out of
+ * range is refused. */
+static int states_are_right(const edge_bert *model, const int32_t *ids, int32_t length, const float *vector,
+                            void *workspace, size_t bytes) {
+    int32_t places[PLACES];
+    float *states = zeroed((size_t)length * HIDDEN * sizeof(float)), mean[HIDDEN] = {0}, norm = 0.0f;
+    for (int32_t i = 0; i < length; i++) places[i] = i;
+    int good = edge_bert_states(model, ids, places, &length, 1, states, workspace, bytes) == 0;
+    for (int32_t i = 0; i < length * HIDDEN; i++) mean[i % HIDDEN] += states[i] / (float)length;
+    for (int i = 0; i < HIDDEN; i++) norm += mean[i] * mean[i];
+    for (int i = 0; i < HIDDEN; i++) good &= fabsf(mean[i] / sqrtf(norm) - vector[i]) < 1e-4f;
+    places[0] = PLACES;
+    good &= edge_bert_states(model, ids, places, &length, 1, states, workspace, bytes) != 0;
+    free(states);
+    return good;
+}
+
+/* Texts with a model of random weights, the same for every path. */
 static void encode(int path, size_t count, const int32_t *ids, const int32_t *lengths, float *out) {
     edge_bert_shape shape = {2, HIDDEN, 2, INNER, WORDS, PLACES, 1e-12f};
     void *memory = zeroed(edge_bert_arena(&shape, path));
@@ -81,7 +100,11 @@ static void encode(int path, size_t count, const int32_t *ids, const int32_t *le
     }
     size_t bytes = edge_bert_workspace(model, TOKENS, PLACES);
     void *workspace = zeroed(bytes);
-    if (edge_bert_encode(model, ids, lengths, count, out, workspace, bytes)) out[0] = NAN;
+    if (edge_bert_encode(model, ids, lengths, count, out, workspace, bytes) ||
+        !states_are_right(model, ids, lengths[0], out, workspace, bytes)) {
+        fprintf(stderr, "bert %s: texts cannot be run, or states are wrong\n", edge_bert_path_name(path));
+        exit(1);
+    }
     free(scales), free(bias), free(places), free(gamma), free(workspace), free(memory);
 }
 
