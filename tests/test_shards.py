@@ -90,11 +90,12 @@ def test_on_a_ray_cluster_of_this_machine() -> None:
         "import test_shards as tests\nfrom quantize.recipes.shards import OnRay\n"
         "with OnRay('local') as runner:\n    for check in tests.CHECKS:\n        check(runner)\nprint('all held')"
     )
-    folder = Path(__file__).parent
+    folder, patience = Path(__file__).parent, {"RAY_agent_register_timeout_ms": "180000"}
+    patience["RAY_raylet_start_wait_time_s"] = "180"  # a busy machine is slow to start its processes
     done = subprocess.run(
         [sys.executable, "-c", script],
         cwd=folder,
-        env={**os.environ, "PYTHONPATH": f"{folder}{os.pathsep}{folder.parent}"},
+        env={**os.environ, **patience, "PYTHONPATH": f"{folder}{os.pathsep}{folder.parent}"},
         capture_output=True,
         text=True,
         timeout=300,
