@@ -71,11 +71,12 @@ def options(*names: str) -> Callable[[Command], Command]:
     `json`, `verbose`, `home` and `offline` come with every command.
     """
     wanted = [*names, "home", "offline", "json", "verbose"]
+    settings = _SETTINGS.intersection(wanted)  # a command may have an option of its own that is called like another
 
     def decorate(function: Command) -> Command:
         @functools.wraps(function)
         def with_settings(**values: Any) -> Any:
-            flags = {name: values.pop(name) for name in list(values) if name in _SETTINGS}
+            flags = {name: values.pop(name) for name in list(values) if name in settings}
             values.pop("verbose")
             return function(settings=load_settings(flags), **values)
 
