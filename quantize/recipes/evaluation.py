@@ -72,8 +72,8 @@ class System(Protocol):
         """Names the model and all that decides its answers."""
 
     @property
-    def bytes(self) -> int:
-        """Of its files; 0 for one that is elsewhere."""
+    def bytes(self) -> int | None:
+        """Of its files; None where they are elsewhere."""
 
     def answers(self, tasks: Sequence[Task], cancel: Event | None = None) -> Iterator[tuple[int, Given]]:
         """The position of a task and what was made of it, in the order in which they are done.

@@ -87,7 +87,7 @@ def _evaluate(job: Job, recipe: Recipe, settings: Settings) -> Mapping[str, Any]
             given[system.name] = answers
             systems[system.name] = {
                 "role": role,
-                "megabytes": system.bytes / 1e6,
+                "megabytes": None if system.bytes is None else system.bytes / 1e6,
                 "figures": measure(tasks, answers),
             }
             if isinstance(system, TeacherSystem):
@@ -152,7 +152,7 @@ def _decoder(base: InstalledModel, made: Path | None, name: str, settings: Setti
 def _teacher(recipe: Recipe, settings: Settings) -> Iterator[System]:
     assert recipe.teacher is not None
     local = recipe.teacher.remote is None
-    size = size_of(resolve(str(recipe.teacher.model), settings).path) if local else 0
+    size = size_of(resolve(str(recipe.teacher.model), settings).path) if local else None
     with ExitStack() as stack:
         kept = stack.enter_context(Kept(recipe.work / REPLIES))
         opened = stack.enter_context(open_teacher(recipe, settings, kept))
@@ -165,7 +165,7 @@ def _teacher(recipe: Recipe, settings: Settings) -> Iterator[System]:
 def _document(
     recipe: Recipe, tasks: Sequence[Task], systems: Mapping[str, Any], given: Mapping[str, Sequence[Given]]
 ) -> dict[str, Any]:
-    candidates = [_candidate(name, system) for name, system in systems.items() if system["megabytes"]]
+    candidates = [_candidate(name, system) for name, system in systems.items() if system["megabytes"] is not None]
     verdicts = [smallest.judge(each, recipe.evaluate.floor) for each in candidates]
     chosen = smallest.smallest(verdicts) if recipe.evaluate.floor else None
     sure = {name: probabilities(tasks, answers) for name, answers in given.items()}
@@ -242,7 +242,7 @@ def _tier(name: str, quality: Sequence[float], given: Sequence[Given]) -> Tier:
 def _means(systems: Mapping[str, Any]) -> dict[str, dict[str, float]]:
     return {
         name: {each: value["mean"] for each, value in system["figures"].items()}
-        | {"megabytes": system["megabytes"]}
+        | ({} if system["megabytes"] is None else {"megabytes": system["megabytes"]})
         for name, system in systems.items()
     }
 

@@ -22,16 +22,17 @@ _BINS = 10
 
 
 def quality_plot(systems: Mapping[str, Mapping[str, Any]], floor: float | None = None) -> str:
-    """Token F1 of each system with its interval, over megabytes; a system without files is at the right edge."""
+    """Token F1 of each system with its interval, over megabytes; one that is elsewhere is at the right edge."""
 
     def paint(axes: Axes) -> None:
         sizes = {name: system["megabytes"] for name, system in systems.items()}
-        elsewhere = max(sizes.values(), default=1.0) * 1.6 or 1.0
+        elsewhere = 3 * max((size for size in sizes.values() if size is not None), default=1.0)
+        axes.set_xscale("symlog", linthresh=1.0)
         for name, system in systems.items():
             value = system["figures"].get("token_f1")
             if value is None:
                 continue
-            x = sizes[name] or elsewhere
+            x = elsewhere if sizes[name] is None else sizes[name]
             colour = _COLOURS[system["role"]]
             axes.errorbar(
                 x,
@@ -44,8 +45,7 @@ def quality_plot(systems: Mapping[str, Mapping[str, Any]], floor: float | None =
             axes.annotate(name, (x, value["mean"]), xytext=(6, 5), textcoords="offset points", fontsize=8)
         if floor is not None:
             axes.axhline(floor, color="tab:red", linestyle="--", linewidth=1)
-        axes.set(xlabel="megabytes on the device", ylabel="token F1", ylim=(0, 1.02))
-        axes.set_xlim(left=0)
+        axes.set(xlabel="megabytes on the device", ylabel="token F1", ylim=(0, 1.02), xlim=(-0.1, 6 * elsewhere))
 
     return _draw("quality", paint)
 

@@ -137,7 +137,7 @@ def _systems_table(systems: Mapping[str, Any]) -> Table:
         )
         for name, system in systems.items()
     )
-    return Table(("model", "", "MB", *(COLUMNS[name] for name in used)), rows)
+    return Table(("model", "role", "MB", *(COLUMNS[name] for name in used)), rows)
 
 
 def _comparisons(rows: Sequence[Mapping[str, Any]]) -> Iterator[Block]:
@@ -220,8 +220,8 @@ def _number(value: float | None) -> str:
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.1f}" if abs(value) >= 10 else f"{value:.3f}"
 
 
-def _megabytes(value: float) -> str:
-    return f"{value:,.1f}" if value else "elsewhere"
+def _megabytes(value: float | None) -> str:
+    return "elsewhere" if value is None else f"{value:,.1f}"
 
 
 def _html_table(table: Table) -> str:

@@ -133,7 +133,7 @@ def _sureness(tokens: Sequence[Token], *, refused: bool) -> dict[str, float]:
 class TeacherSystem:
     """A teacher, asked as it is for training data: for the passage and the answer in its words."""
 
-    def __init__(self, teacher: Teacher, name: str, bytes: int = 0) -> None:
+    def __init__(self, teacher: Teacher, name: str, bytes: int | None = None) -> None:
         self.name, self.bytes, self._teacher = name, bytes, teacher
         self.fingerprint = f"teacher {teacher.fingerprint}"
         self.cost = 0.0
@@ -165,7 +165,8 @@ def _from_reply(reply: Reply, passages: int) -> Given:
 class SentenceRule:
     """The sentence that holds most of the question's words, rare ones counting more: what any reader must beat."""
 
-    name, fingerprint, bytes = "best sentence (no model)", "sentence rule 1", 0
+    name, fingerprint = "best sentence (no model)", "sentence rule 1"
+    bytes: int | None = 0
 
     def answers(self, tasks: Sequence[Task], cancel: Event | None = None) -> Iterator[tuple[int, Given]]:
         """See `System.answers`."""
