@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from teachers import ScriptedTeacher
 
-from edge_sdk.errors import ConfigError, EngineError
+from edge_sdk.errors import ConfigError, EdgeError, EngineError
 from edge_sdk.fakes import FakeEngine
 from quantize.metrics import contains
 from quantize.recipes.evaluation import (
@@ -95,12 +95,16 @@ def test_answers_are_kept_and_not_asked_for_again(tmp_path: Path) -> None:
         answer_all(second, TASKS[:3], kept=kept)
 
 
-def test_a_cancelled_system_has_no_answers() -> None:
+def test_a_cancelled_system_has_no_answers_and_one_that_leaves_some_out_fails() -> None:
     class Tired(Scripted):
         def answers(self, tasks: Sequence[Task], cancel: Event | None = None) -> Iterator[tuple[int, Given]]:
             yield 0, self.says[0]
 
-    assert answer_all(Tired(SAYS), TASKS) is None
+    cancel = Event()
+    with pytest.raises(EdgeError, match="scripted gave no answer to 9 of 10 tasks"):
+        answer_all(Tired(SAYS), TASKS, cancel=cancel)
+    cancel.set()
+    assert answer_all(Tired(SAYS), TASKS, cancel=cancel) is None
 
 
 def test_figures_are_means_over_the_tasks_that_they_are_about() -> None:

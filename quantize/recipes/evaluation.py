@@ -15,6 +15,8 @@ from pathlib import Path
 from threading import Event
 from typing import Any, Protocol
 
+from edge_sdk.errors import EdgeError
+
 from ..collection import Update
 from ..fit import fit
 from ..gguf_models.journal import Journal
@@ -139,7 +141,8 @@ def answer_all(
 ) -> list[Given] | None:
     """What a system makes of every task; None when it was cancelled. A later run goes on from the file `kept`.
 
-    Raises what the system raises, and `ConfigError` for a file of another system or other tasks.
+    Raises what the system raises, `EdgeError` where it leaves tasks out, and `ConfigError` for a file of another
+    system or other tasks.
     """
     facts = {"system": system.fingerprint, "tasks": tasks_digest(tasks)}
     journal = Journal.open(kept, lambda: facts)
@@ -151,7 +154,12 @@ def answer_all(
         journal.append(missing[at], {"given": asdict(given)})
         progress(len(found), len(tasks), system.name)
     if len(found) < len(tasks):
-        return None
+        if cancel is not None and cancel.is_set():
+            return None
+        raise EdgeError(
+            f"{system.name} gave no answer to {len(tasks) - len(found)} of {len(tasks)} tasks",
+            hint="run it again: the others are kept",
+        )
     return [found[at] for at in range(len(tasks))]
 
 
