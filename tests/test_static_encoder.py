@@ -269,6 +269,15 @@ def _similarities(encoder: Encoder, texts: Sequence[str]) -> np.ndarray:
     return np.asarray(vectors @ vectors.T)
 
 
+def test_passages_can_be_given_as_they_are(source: Path, tmp_path: Path) -> None:
+    passages = ["a word or two", "another passage", "a word or two"]
+    made = distil_static(source, tmp_path / "fitted", name="made up", passages=passages)
+    distil_static(source, tmp_path / "plain", name="made up")
+    assert (made["passages"], made["skipped"]) == (2, [])
+    vectors = [StaticEncoder.open(tmp_path / name).encode(passages[:1]) for name in ("plain", "fitted")]
+    assert not np.array_equal(*vectors)
+
+
 def test_blocks_of_texts_are_solved_to_the_same_table(monkeypatch: pytest.MonkeyPatch) -> None:
     random = np.random.default_rng(2)
     tokens = [random.integers(0, 400, 8).astype(np.int32) for _ in range(90)] + [np.zeros(0, np.int32)]
