@@ -29,6 +29,10 @@ from .recipe import Recipe, TeacherPart
 from .shards import OnRay, ShardedEncoder, ShardedTeacher
 
 
+_SEQUENCES = 48  # of a local teacher: below 16 a batch gains nothing on two cores, above 48 little
+_REQUESTS = 8  # under way at a server
+
+
 @dataclass(frozen=True)
 class OpenGguf:
     """Opens a file as a teacher wherever it is called."""
@@ -51,7 +55,7 @@ def open_teacher(recipe: Recipe, settings: Settings, kept: Kept) -> Iterator[Tea
         yield _endpoint(part, settings, kept)
         return
     model = _local(part, settings)
-    opening = OpenGguf(model.path, part.at_once, part.threads or settings.threads, model.sha256)
+    opening = OpenGguf(model.path, part.at_once or _SEQUENCES, part.threads or settings.threads, model.sha256)
     with opening() as teacher:
         if recipe.scale.ray is None:
             yield teacher
@@ -108,7 +112,7 @@ def _endpoint(part: TeacherPart, settings: Settings, kept: Kept) -> EndpointTeac
         str(part.remote_model),
         ledger=kept.ledger,
         key=(lambda: read_key(own)) if part.key_file is not None else None,
-        concurrency=part.at_once,
+        concurrency=part.at_once or _REQUESTS,
         rate=Rate(requests=part.requests_per_minute, tokens=part.tokens_per_minute),
         budget=Budget.parse(part.budget or ""),
         prices=Prices.parse(part.prices) if part.prices else None,

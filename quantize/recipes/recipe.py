@@ -24,7 +24,7 @@ class TeacherPart:
     """Who writes the questions and answers: a local GGUF `model`, or `remote_model` at the server `remote`."""
 
     model: str | None = None  # a catalog name or a .gguf file
-    at_once: int = between(1, 256, default=8)  # sequences, or requests under way
+    at_once: int | None = between(1, 256, default=None)  # sequences (else 48), or requests under way (else 8)
     threads: int | None = between(1, 1024, default=None)
     remote: str | None = None
     remote_model: str | None = None
