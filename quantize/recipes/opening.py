@@ -28,7 +28,6 @@ from .cache import input_digest
 from .recipe import Recipe, TeacherPart
 from .shards import OnRay, ShardedEncoder, ShardedTeacher
 
-
 _SEQUENCES = 48  # of a local teacher: below 16 a batch gains nothing on two cores, above 48 little
 _REQUESTS = 8  # under way at a server
 
