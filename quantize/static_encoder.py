@@ -54,9 +54,11 @@ def distil_static(
     """Make the folder `out` from the encoder of the folder `source`; the JSON document of the command.
 
     `texts` are files, or folders that are searched for the formats that `edge add` reads: best the documents that
-    will be searched, for then the loss is smallest. What cannot be read is in `skipped`. `passages` are fitted beside
-    them, as they are. Nothing is at `out` before everything is done. Raises `ConfigError` when `out` exists or the dimension is above the encoder's,
-    what `open_encoder` raises, and `ModelError` or `DiskFullError` when the folder cannot be written.
+    will be searched, for then the loss is smallest. What cannot be read is in `skipped`. `passages` are fitted
+    beside them, as they are. Nothing is at `out` before everything is done.
+
+    Raises `ConfigError` when `out` exists or the dimension is above the encoder's, what `open_encoder` raises, and
+    `ModelError` or `DiskFullError` when the folder cannot be written.
     """
     if out.exists():
         raise ConfigError(f"{out} exists already", hint="give a folder that is not there yet")
