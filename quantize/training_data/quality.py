@@ -1,8 +1,8 @@
 """How well a question fits its passage, by a small model: an encoder, or a language model that the passage helps.
 
 Of 160 pairs of a SQuAD question with its own passage or another one of the same article, MiniLM's cosines tell the
-two kinds apart with an AUROC of 0.91; so does SmolLM2's share of surprise, for thirty times the time; their sum (in
-standard deviations) with one of 0.95. Knows nothing of answers.
+two kinds apart with an AUROC of 0.91; so does SmolLM2's share of surprise, for thirty times the time. Knows nothing
+of answers.
 """
 
 from __future__ import annotations
