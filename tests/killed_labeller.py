@@ -51,4 +51,5 @@ def main() -> None:
         print("end", os.waitpid(pid, 0)[1], flush=True)
 
 
-main()
+if __name__ == "__main__":
+    main()
