@@ -276,7 +276,10 @@ def test_the_fingerprint_is_of_the_file_and_its_template(tiny: Path, tmp_path: P
 
 @given(
     st.lists(
-        st.tuples(st.lists(st.integers(0, 2), min_size=1, max_size=8), st.integers(0, 3)), min_size=1, max_size=12
+        st.tuples(st.lists(st.integers(0, 2), min_size=1, max_size=8), st.integers(0, 3)),
+        min_size=1,
+        max_size=12,
+        unique_by=lambda row: tuple(row[0]),  # the last token of a prompt is always computed, and held, anew
     ),
     st.data(),
 )
@@ -300,7 +303,7 @@ def test_cells_are_counted_as_the_nodes_of_the_prefix_tree(
             gone = data.draw(st.sampled_from(sorted(held)[:-1]))
             cells.remove(gone)
             del held[gone]
-    assert len({t for t, _ in held.values()}) < len(held) or cells.used == _tree_size(list(held.values()))
+    assert cells.used == _tree_size(list(held.values()))
 
 
 def _tree_size(held: list[tuple[tuple[int, ...], int]]) -> int:
