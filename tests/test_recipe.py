@@ -43,6 +43,12 @@ def test_the_example_has_the_values_that_it_calls_defaults(tmp_path: Path) -> No
     )
 
 
+def test_paths_may_hold_variables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EDGE_DATA", str(tmp_path / "data"))
+    recipe = read_recipe(write(tmp_path, {"data": {"documents": "$EDGE_DATA/manuals"}}))
+    assert recipe.data.documents == (tmp_path / "data" / "manuals",)
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
@@ -58,6 +64,7 @@ def test_the_example_has_the_values_that_it_calls_defaults(tmp_path: Path) -> No
         ({"teacher": None}, "has documents but no teacher"),
         ({"data": {"held_out": 0.5, "calibration": 0.5}}, "leaves nothing to learn from"),
         ({"reader": None, "decoder": None, "encoder": None}, "recipe.toml makes nothing"),
+        ({"work": "$NO_SUCH_FOLDER/work"}, "recipe.toml.work names $NO_SUCH_FOLDER, which is not set"),
         ({"head": {"A B": {"examples": "x"}}}, "recipe.toml.head"),
         ({"work": "manuals/work"}, "would read what it writes"),
         ({"bundle": {"out": "manuals/m.edge"}}, "would read what it writes"),

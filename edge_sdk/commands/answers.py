@@ -197,6 +197,7 @@ def _show_evidence(answer: Answer, *, why: bool = False) -> None:
         f"{name} {value:.0f} ms"
         for name, value in (
             ("retrieve", times.retrieve_ms),
+            ("read", times.read_ms),
             ("prefill", times.prefill_ms),
             ("decode", times.decode_ms),
             ("remote", times.remote_ms),

@@ -1,11 +1,13 @@
 """Tables of a TOML file to frozen dataclasses, strictly: what a dataclass does not name is refused by its full key.
 
 A field's type says what its value must be, its metadata (`between`, `one_of`) which values are allowed. Relative
-paths are those of the file's folder. Knows nothing of recipes.
+paths are those of the file's folder, and may hold variables such as `$EDGE_DATA`. Knows nothing of recipes.
 """
 
 from __future__ import annotations
 
+import os
+import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import MISSING, field, fields, is_dataclass
@@ -89,8 +91,16 @@ def _value(kind: Any, value: Any, where: str, folder: Path, limits: Mapping[str,
         raise ConfigError(f"{where} is {_short(value)}, not {_WORDS[kind]}")
     _check(value, where, limits)
     if kind is Path:
-        return folder / Path(value).expanduser()
+        return folder / _path(value, where)
     return float(value) if kind is float else value
+
+
+def _path(value: str, where: str) -> Path:
+    """The path, with the home folder and variables of the environment put in."""
+    path = os.path.expandvars(value)
+    if missing := re.search(r"\$(\w+|\{\w+\})", path):
+        raise ConfigError(f"{where} names {missing[0]}, which is not set", hint="set it in the environment")
+    return Path(path).expanduser()
 
 
 def _is(kind: type, value: object) -> bool:
