@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from threading import Event as Flag
 from types import TracebackType
@@ -31,6 +31,9 @@ from .records import AddReport, Answer, Event, GenerateOptions, Hit, Timings
 from .route import Policy, decide_before
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from .confidence.calibration import Calibrations
     from .confidence.setup import Setup
     from .encoders.embed import Encoder
@@ -127,6 +130,11 @@ class Edge:
         return self._open_encoder()
 
     @cached_property
+    def _vector(self) -> Callable[[str], NDArray[np.float32]]:
+        """A question to its vector; the last is remembered, for reader, model and remote each ask for it."""
+        return lru_cache(maxsize=1)(lambda text: self.encoder.encode([text])[0])
+
+    @cached_property
     def _drafter(self) -> Drafter:
         return Drafter(*self._open_engine(), self._sampling)
 
@@ -209,9 +217,10 @@ class Edge:
         timings = Timings(retrieve_ms=_since(started))
         yield Event("retrieved", hits=tuple(hits))
 
-        started = time.perf_counter()
-        extract = self.extractor.extract(query, hits) if self.extractor is not None and hits else None
-        if extract is not None:
+        extract: Extract | None = None
+        if hits and (extractor := self.extractor) is not None:  # loaded before the clock runs
+            started = time.perf_counter()
+            extract = extractor.extract(query, hits)
             timings = replace(timings, read_ms=_since(started))
         draft = Draft(passages=tuple(hit.passage for hit in hits))
         found: Answer | Missed | None = None
@@ -233,7 +242,7 @@ class Edge:
             found = yield from self._hand_off(question, draft, reasons, conversation, cancel)
         missed: tuple[str, ...] = (found.reason,) if isinstance(found, Missed) else ()
         if missed and judge.gave_up:  # nobody else answers: go through with it after all
-            judge = Judge(query, hits, Policy("local"), note="given up at first", task=task)
+            judge = Judge(query, hits, Policy("local"), note="given up at first", extract=extract, task=task)
             draft = yield from self._drafter.draft(question, hits, judge, manner)
             missed = (*reasons, *missed, "so this is the local answer, unsure as it is")
         if isinstance(found, Answer):
@@ -309,7 +318,7 @@ class Edge:
             policy,
             self.calibrations,
             setup,
-            encode=lambda text: self.encoder.encode([text])[0],
+            encode=self._vector,
             follows_up=conversation is not None and bool(conversation.turns),
             extract=extract,
             task=task,
@@ -322,7 +331,7 @@ class Edge:
         if self.extractor is None or extract is None:
             return None
         judge = self._judge(query, hits, Policy(), lambda: self.reader_setup(k), extract, task)
-        if judge.explanation.probability is None or judge.decision.route != "local":
+        if judge.explanation.threshold is None or judge.decision.route != "local":
             return None
         draft = self.extractor.draft(extract, hits)
         judge.ends(draft.cited.text, hits, finish_reason="stop", refusal=not draft.usable)
@@ -374,7 +383,7 @@ class Edge:
         """An answer from elsewhere, or why there is none; `reasons` are those for handing off."""
         if self.handoff is None:
             return Missed("no remote is configured")
-        topic = Topic(question, self.encoder.encode([question])[0], draft.passages, conversation)
+        topic = Topic(question, self._vector(question), draft.passages, conversation)
         return (yield from self.handoff.answer(topic, reasons, cancel))
 
 

@@ -89,6 +89,16 @@ def test_without_a_calibration_of_its_own_a_reader_only_gives_signals(make: Make
     assert answer.signals["reader_agrees"] == pytest.approx(2 / 3)
 
 
+def test_a_reader_whose_calibration_promises_nothing_only_gives_signals(make: Make, tmp_path: Path) -> None:
+    edge = make(engine=model)
+    setup = edge.reader_setup()
+    assert setup is not None
+    folder = Calibrations(tmp_path / "unpromised")
+    folder.save(calibration(setup=setup, before=SURE, after=SURE, dimension=256))
+    edge.calibrations = folder
+    assert edge.ask(QUESTION).model == "fake"
+
+
 def test_a_conversation_is_the_models(make: Make) -> None:
     assert make(engine=model).ask(QUESTION, conversation=Conversation()).model == "fake"
 
