@@ -36,6 +36,13 @@ class Settings:
     require_signature: bool  # of the bundle, by a key in HOME/trusted_keys
     context: int
     threads: int | None
+    evidence_tokens: int | None  # of the passages in a prompt: chosen sentences up to so many; 0: whole passages
+    cache_type: str | None  # of the KV cache: f16 or q8_0
+    unload_after: int | None  # seconds without a question, after which the language model is freed
+    background: bool  # adding documents gives way to whatever else needs the cores
+    prefix_cache: int  # MB of evaluated prompts kept under HOME/prefixes; 0: none
+    isolated: bool  # the language model runs in a process of its own
+    speculation: bool  # a quoting answer is evaluated several tokens at a time, where that pays
     remote: str | None
     remote_model: str | None
     remote_key_file: Path | None
@@ -65,6 +72,13 @@ _DEFAULTS: dict[str, str | None] = {
     "require_signature": "0",
     "context": "4096",
     "threads": None,  # physical cores that this process may use
+    "evidence_tokens": None,  # as the model reads best
+    "cache_type": None,  # what `edge tune` has found, else f16
+    "unload_after": None,  # never
+    "background": "1",
+    "prefix_cache": "256",
+    "isolated": "0",
+    "speculation": "1",
     "remote": None,
     "remote_model": None,
     "remote_key_file": None,
@@ -120,6 +134,12 @@ def load_settings(
     def text(name: str) -> str | None:
         return str(values[name]) if values[name] else None
 
+    def one_of(name: str, *known: str) -> str:
+        word = str(values[name]).strip().lower()
+        if word not in known:
+            raise ConfigError(f"{name} is {values[name]!r} ({sources[name]})", hint=f"use {' or '.join(known)}")
+        return word
+
     def switch(name: str) -> bool:
         word = str(values[name]).strip().lower()
         if word not in _TRUE | _FALSE:
@@ -138,6 +158,13 @@ def load_settings(
         require_signature=switch("require_signature"),
         context=number("context", 64),
         threads=None if values["threads"] in (None, "") else number("threads", 1),
+        evidence_tokens=None if values["evidence_tokens"] in (None, "") else number("evidence_tokens", 0),
+        cache_type=None if not values["cache_type"] else one_of("cache_type", "f16", "q8_0"),
+        unload_after=None if values["unload_after"] in (None, "") else number("unload_after", 1),
+        background=switch("background"),
+        prefix_cache=number("prefix_cache", 0),
+        isolated=switch("isolated"),
+        speculation=switch("speculation"),
         remote=text("remote"),
         remote_model=text("remote_model"),
         remote_key_file=path("remote_key_file"),

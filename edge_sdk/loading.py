@@ -1,7 +1,6 @@
 """From settings to what `Edge` works with: an open store, a loaded encoder, a loaded language model.
 
-The only place that chooses between the engines. Nothing is fetched here: a missing model is an error that
-names the command which fetches it.
+Nothing is fetched here: a missing model is an error that names the command which fetches it.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .config import Settings
-from .errors import BundleError, ModelError, ModelNotFoundError
+from .errors import BundleError, ModelError, ModelNotFoundError, NotEnoughMemoryError
 from .prompt import Reading
 from .records import GenerateOptions
 
@@ -21,6 +20,9 @@ if TYPE_CHECKING:
     from .confidence.calibration import Calibrations
     from .encoders.embed import Encoder
     from .engines.engine import Engine
+    from .engines.opening import Opening
+    from .engines.prefix_cache import PrefixCache
+    from .engines.profile import Tuning
     from .fallback.caller import Caller
     from .heads.classifier import IntentHead
     from .hub.models import InstalledModel
@@ -145,10 +147,39 @@ def load_engine(settings: Settings) -> tuple[Engine, Reading]:
     """Load the decoder of the settings, the bundle's, or the best one present; also how it reads documents best.
 
     The engine follows from the file: llama.cpp for GGUF, onnxruntime for ONNX. An adapter is used on the file that
-    it was trained on, and may say itself how it reads best.
+    it was trained on, and may say itself how it reads best. Where memory cannot hold the model,
+    `NotEnoughMemoryError` names settings or another model that it can hold.
     """
+    try:
+        return _open_engine(settings)
+    except NotEnoughMemoryError as error:
+        raise _with_another_model(error, settings) from None
+
+
+def _with_another_model(error: NotEnoughMemoryError, settings: Settings) -> NotEnoughMemoryError:
+    """The refusal with a model that is present and fits in its hint."""
+    from .hub.models import list_models
+
+    present = [row for row in list_models(settings) if row.role == "decoder" and row.state == "present"]
+    fitting = [row for row in present if row.memory <= error.room and row.name != choose_decoder(settings).name]
+    if not fitting:
+        return error
+    best = max(fitting, key=lambda row: row.memory)
+    return NotEnoughMemoryError(
+        error.message,
+        parts=error.parts,
+        room=error.room,
+        context=error.context,
+        cache_type=error.cache_type,
+        hint=error.hint.replace("a smaller model", f"--model {best.name}"),
+    )
+
+
+def _open_engine(settings: Settings) -> tuple[Engine, Reading]:
+    from .engines.opening import Opening
+
     model, adapter = choose_decoder(settings), choose_adapter(settings)
-    reading = Reading(model.prompt_tokens or Reading().prompt_tokens, model.cites)
+    reading = Reading(model.prompt_tokens or Reading().prompt_tokens, model.cites, model.evidence_tokens)
     context, template = settings.context, None
     bundle, part = _bundled_decoder(settings)
     if bundle is not None and part is not None:
@@ -156,7 +187,6 @@ def load_engine(settings: Settings) -> tuple[Engine, Reading]:
         context = settings.context if settings.outranks("context", "bundle") else part.context
         template = next((path.read_text("utf-8") for path in bundle.paths("template")), None)
     if model.format == "gguf":
-        from .engines.engine_gguf import GgufEngine
         from .engines.profile import Profile, find_profile
         from .model_files.gguf_adapter import read_adapter
 
@@ -166,30 +196,64 @@ def load_engine(settings: Settings) -> tuple[Engine, Reading]:
         if adapter is not None:
             profile, taught = replace(profile, file="", sha256=""), read_adapter(adapter)
             numbered = reading.numbered if taught.numbered is None else taught.numbered
-            reading = Reading(taught.prompt_tokens or reading.prompt_tokens, numbered)
-        return (
-            GgufEngine.open(
-                Path(profile.file) if profile.file else model.path,
-                name=model.name,
-                context=context,
-                threads=settings.threads or profile.threads,
-                sha256=profile.sha256 or model.sha256,
-                template=template,
-                tuning=profile.tuning,
-                adapter=adapter,
-            ),
-            reading,
+            reading = Reading(taught.prompt_tokens or reading.prompt_tokens, numbered)  # taught with whole passages
+        opening = Opening(
+            Path(profile.file) if profile.file else model.path,
+            name=model.name,
+            context=context,
+            threads=settings.threads or profile.threads,
+            sha256=profile.sha256 or model.sha256,
+            template=template,
+            tuning=_cached_as_wished(profile.tuning, settings),
+            adapter=adapter,
+            speculation=settings.speculation,
         )
+        known = adapter is None and (model.spec is not None or bool(profile.file))
+        return _opened(opening, settings, known=known), _as_wished(reading, settings)
     if adapter is not None:
         raise ModelError(f"{model.name} is an ONNX model, which takes no adapter", hint="use --adapter none")
-    from .engines.engine_onnx import OnnxEngine
-
-    return (
-        OnnxEngine.open(
-            model.directory, name=model.name, context=context, threads=settings.threads, sha256=model.sha256
-        ),
-        reading,
+    opening = Opening(
+        model.path, "onnx", name=model.name, context=context, threads=settings.threads, sha256=model.sha256
     )
+    return _opened(opening, settings, known=model.spec is not None), _as_wished(reading, settings)
+
+
+def _opened(opening: Opening, settings: Settings, *, known: bool) -> Engine:
+    """The engine: in a worker process if that is wanted, else in this one.
+
+    Before it is opened here, a file that is not `known` to run is tried in a process of its own: any but those of
+    the catalog and those that `edge tune` has measured.
+    """
+    if settings.isolated:
+        from .engines.isolated import IsolatedEngine
+
+        return IsolatedEngine(opening)
+    if not known:
+        from .engines.load_probe import probe
+
+        probe(opening, settings.home)
+    return opening.open(_prefix_cache(settings) if opening.form == "gguf" else None)
+
+
+def _cached_as_wished(tuning: Tuning, settings: Settings) -> Tuning:
+    if settings.cache_type is None:
+        return tuning
+    flash = None if settings.cache_type == "q8_0" else tuning.flash_attention  # without it values stay as they are
+    return replace(tuning, cache_type=settings.cache_type.upper(), flash_attention=flash)
+
+
+def _prefix_cache(settings: Settings) -> PrefixCache | None:
+    from .engines.prefix_cache import PrefixCache
+    from .engines.prefix_folder import FOLDER
+
+    limit = settings.prefix_cache << 20
+    return PrefixCache(settings.home / FOLDER, limit) if limit else None
+
+
+def _as_wished(reading: Reading, settings: Settings) -> Reading:
+    """How the model reads best, but for what the settings say of it."""
+    wanted = settings.evidence_tokens if settings.outranks("evidence_tokens", "bundle") else None
+    return reading if wanted is None else replace(reading, evidence_tokens=wanted)
 
 
 def choose_decoder(settings: Settings) -> InstalledModel:

@@ -56,7 +56,10 @@ class Token:
 
 @dataclass(frozen=True, slots=True)
 class GenerationResult:
-    """How a generation ended. `cached_tokens` of `prompt_tokens` were reused from the KV cache."""
+    """How a generation ended. `cached_tokens` of `prompt_tokens` were reused from the KV cache.
+
+    `drafted_tokens` were verified in batches, and `accepted_tokens` of them are part of the answer.
+    """
 
     finish_reason: FinishReason
     prompt_tokens: int
@@ -64,6 +67,8 @@ class GenerationResult:
     completion_tokens: int
     prefill_ms: float
     decode_ms: float
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
 
 
 # --- documents --------------------------------------------------------------------------------------

@@ -57,6 +57,12 @@ def test_every_setting_can_come_from_the_environment(home: Path, tmp_path: Path)
         "require_signature": "1",
         "context": "128",
         "threads": "2",
+        "cache_type": "q8_0",
+        "unload_after": "300",
+        "background": "0",
+        "evidence_tokens": "200",
+        "isolated": "1",
+        "speculation": "0",
         "remote": "https://r.example",
         "remote_model": "rm",
         "remote_key_file": str(tmp_path / "k"),
@@ -69,8 +75,10 @@ def test_every_setting_can_come_from_the_environment(home: Path, tmp_path: Path)
     found = load(home, **{f"EDGE_{name.upper()}": value for name, value in values.items()})
     assert set(found.sources) == {*values, "home"}
     assert set(found.sources.values()) == {"environment"}
-    assert (found.offline, found.require_signature) == (True, True)
-    for name in values.keys() - {"offline", "require_signature"}:
+    assert (found.offline, found.require_signature, found.speculation) == (True, True, False)
+    assert not found.background
+    assert found.isolated
+    for name in values.keys() - {"offline", "background", "require_signature", "speculation", "isolated"}:
         assert str(getattr(found, name)) == values[name]
 
 

@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1]
 # A package or module of the runtime imports only from rows above its own.
 ROWS = (
     "errors records",
-    "config device conversation kernel_faces",
+    "config device conversation idle kernel_faces",
     "documents model_files prompt privacy",
     "citations engines encoders hub",
     "storage readers",
@@ -39,8 +39,10 @@ PARTS = {
     "model_files": "gguf_header gguf_adapter | transformers_config | tokenizer | onnx_session onnx_graph",
     "fallback": "sse completions exchange endpoint remote breaker budget ledger caller outbox"
     " | english rewording agreement learned_table learned",
-    "engines": "engine sampling json_schema gbnf template_sandbox chat_template native_thread profile llama"
-    " llama_sampler engine_gguf engine_onnx",
+    "engines": "engine sampling json_schema gbnf template_sandbox chat_template native_thread profile memory"
+    " threads llama_state llama llama_sampler prompt_tokens sequences cells batching prompt_lookup"
+    " draft_length decoding prefix_file prefix_folder prefix_cache engine_gguf batch_engine"
+    " engine_onnx opening confinement messages worker worker_process isolated load_probe",
     "encoders": "embed bert_graph bert static_encoder encoders",
     "readers": "windows spans description extract scorer reader",
     "hub": "catalog partial archive download models",
@@ -50,9 +52,9 @@ PARTS = {
     "confidence": "binomial certificate risk signals setup logistic neighbours calibration",
     "bundle": "canonical fields manifest signature archive folder checks cache",
     "privacy": "checksums patterns views detectors presidio pseudonyms gate canaries",
-    "bench": "engine | ingest | search text retrieve",
+    "bench": "summary energy apart engine peers ask start | ingest | search text retrieve | compare | plot",
     "commands": "options answers bundle convert distill export documents fallback learned measure head eval_models"
-    " models privacy quantize_onnx quantize tune route",
+    " models privacy quantize_onnx quantize tune route bench cache",
 }
 
 # Every third-party package and the modules that may import it. Small and everywhere: numpy.
@@ -66,8 +68,8 @@ OWNERS = {
     "faiss": "bench.search",
     "httpx": "fallback.exchange fallback.remote hub.download",
     "jinja2": "engines.template_sandbox",
-    "llama_cpp": "engines.llama engines.llama_sampler engines.engine_gguf bench.engine quantize.*",
-    "matplotlib": "quantize.plot_route quantize.plot_front quantize.recipes.plots",
+    "llama_cpp": "engines.llama engines.llama_state engines.llama_sampler engines.engine_gguf bench.engine quantize.*",
+    "matplotlib": "bench.plot quantize.plot_route quantize.plot_front quantize.recipes.plots",
     "markdown_it": "documents.parse_markdown",
     "numpy": "* kernels.* quantize.*",
     "onnx": "quantize.onnx_models.* quantize.students.reader_graph",
@@ -88,6 +90,7 @@ OWNERS = {
 IMPORTS_BY_NAME = (
     "edge_sdk.__init__",
     "edge_sdk.cli",
+    "edge_sdk.commands.bench",
     "edge_sdk.commands.bundle",
     "edge_sdk.commands.convert",
     "edge_sdk.commands.distill",

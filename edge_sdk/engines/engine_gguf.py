@@ -6,6 +6,7 @@ threads ask. Knows nothing of documents; the C functions are in `llama`, the fil
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -23,9 +24,13 @@ from ..model_files.gguf_adapter import read_adapter
 from ..model_files.gguf_header import GgufHeader, read_header
 from ..records import FinishReason, GenerateOptions, GenerationResult, Message, Token
 from .chat_template import ChatTemplate
+from .decoding import Decoding
+from .draft_length import DraftLength
 from .engine import Generation, TextStream, adapted_fingerprint, check_options, file_fingerprint
 from .llama import LlamaModel, library
 from .llama_sampler import Sampler
+from .memory import fit_tuning
+from .prefix_cache import PrefixCache, state_key
 from .profile import DEFAULT, Tuning
 
 _MAX_TEXT = 16 << 20  # bytes that `count` takes; llama.cpp counts in 32 bits and slows down on long texts
@@ -55,6 +60,8 @@ class GgufEngine:
         self._taken = threading.Lock()  # by a generation, for as long as it runs
         self._native = threading.Lock()  # by whoever is inside llama.cpp
         self._closed = Event()
+        self._drafts: DraftLength | None = None
+        self._prefixes: PrefixCache | None = None
 
     @classmethod
     def open(
@@ -69,6 +76,8 @@ class GgufEngine:
         template: str | None = None,
         tuning: Tuning = DEFAULT,
         adapter: Path | None = None,
+        speculation: bool = True,
+        prefix_cache: PrefixCache | None = None,
     ) -> Self:
         """Check the file's header, then load it; the weights are mapped, not read.
 
@@ -76,9 +85,13 @@ class GgufEngine:
         chat template to use instead of the file's, `adapter` a LoRA adapter in GGUF; see `use_adapter`.
         `context` is at most what the model was trained for, and 4,096 unless given; `threads` follows the device.
         `gpu_layers` other than 0 needs a llama.cpp built for a GPU, and then a prefill can only be cancelled
-        between batches. Raises `ModelNotFoundError`, `ModelDamagedError` before native code sees a file,
-        `ModelError` for the adapter of another model, `EngineError` where llama.cpp cannot load it or memory cannot
-        hold it, and `MissingExtraError`.
+        between batches. With `speculation` the tokens of a greedy answer that repeats its prompt are evaluated
+        several at a time where that pays (see `decoding`): the same tokens, sooner. What a `prefix_cache` has of
+        a prompt, from this process or another, is not evaluated again; the engine closes it with itself.
+
+        Raises `ModelNotFoundError`, `ModelDamagedError` before native code sees a file, `ModelError` for the
+        adapter of another model, `NotEnoughMemoryError` with settings that fit where memory cannot hold it (smaller
+        batches are taken without asking), `EngineError` where llama.cpp cannot load it, and `MissingExtraError`.
         """
         library()
         threads = default_threads() if threads is None else threads
@@ -90,13 +103,19 @@ class GgufEngine:
             header = replace(header, chat_template=template)
         name = name or header.name or path.stem
         wanted = min(wanted, header.context_length or wanted)
-        _check_memory(name, header, wanted)
         used = None if adapter is None else (adapter, _checked_adapter(adapter, header))
+        size = 0 if adapter is None else adapter.stat().st_size
+        tuning = fit_tuning(name, header, wanted, tuning, available_memory(), adapter=size)
         model = LlamaModel(
             path, context=wanted, threads=threads, gpu_layers=gpu_layers, tuning=tuning, adapter=adapter
         )
+        if prefix_cache is not None and sha256 is None:
+            sha256 = prefix_cache.folder.model_hash(path)
         engine = cls(model, header, name, wanted, lambda: sha256 or file_fingerprint(path))
+        engine._prefixes = prefix_cache
         engine._adapter = used
+        if speculation and model.forgets:
+            engine._drafts = DraftLength()
         return engine
 
     @property
@@ -174,6 +193,8 @@ class GgufEngine:
         self._closed.set()  # a running prefill looks at it
         with self._native:
             self._model.close()
+        if self._prefixes is not None:
+            self._prefixes.close()
 
     def __enter__(self) -> Self:
         return self
@@ -228,41 +249,99 @@ class GgufEngine:
     def _run(
         self, prompt: list[int], options: GenerateOptions, sampler: Sampler, cancel: Event
     ) -> Generator[Token, None, GenerationResult]:
-        with self._alone():
-            started, produced, decoding, chosen = time.perf_counter(), 0, 0.0, -1
+        with self._alone(), self._kept_after():
+            started = time.perf_counter()
 
             def stopped() -> bool:
                 return cancel.is_set() or self._closed.is_set()
 
             with self._inside() as model:
-                cached = 0 if stopped() else model.keep_prefix(prompt)
+                cached = 0 if stopped() else self._take_up(model, prompt)
                 complete = not stopped() and model.prefill(prompt[cached:], stopped)
             self._check_open()
             prefilling = time.perf_counter() - started
-            stream = TextStream(options.stop)
-            reason: FinishReason | None = None if complete else "cancelled"
-            while reason is None:
-                if cancel.is_set():
-                    reason = "cancelled"
-                    break
-                started = time.perf_counter()
-                with self._inside() as model:
-                    if produced:
-                        model.advance(chosen)
-                    figures = sampler.choose()
-                    chosen = figures.chosen
-                    ended = model.is_end(chosen)
-                    piece = b"" if ended else model.piece(chosen)
-                produced += 1
-                text = stream.push(piece)
-                if ended or stream.stopped:
-                    reason = "stop"
-                elif produced == options.max_tokens:
-                    reason = "length"
-                text += stream.finish() if reason else ""
-                decoding += time.perf_counter() - started
-                yield Token(chosen, text, figures.logprob, figures.entropy, figures.margin)
-            return GenerationResult(reason, len(prompt), cached, produced, prefilling * 1e3, decoding * 1e3)
+            if not complete:
+                return GenerationResult("cancelled", len(prompt), cached, 0, prefilling * 1e3, 0.0)
+            drafts = self._drafts if sampler.greedy else None
+            answer = Decoding(self._model, sampler, prompt, drafts)
+            try:
+                reason, produced, decoding = yield from self._decode(answer, options, cancel)
+            finally:
+                self._settle(answer)
+            return GenerationResult(
+                reason,
+                len(prompt),
+                cached,
+                produced,
+                prefilling * 1e3,
+                decoding * 1e3,
+                drafted_tokens=answer.drafted,
+                accepted_tokens=answer.accepted,
+            )
+
+    def _take_up(self, model: LlamaModel, prompt: list[int]) -> int:
+        """Have in the context what can be had of a prompt without evaluating it; how many tokens that is."""
+        if self._prefixes is None:
+            return model.keep_prefix(prompt)
+        return self._prefixes.begin(self._state_key(), model, prompt)
+
+    @contextmanager
+    def _kept_after(self) -> Iterator[None]:
+        """Keep afterwards what the context holds, however the generation has ended.
+
+        A dropped one may end in a thread that has the lock, so it is not waited for long.
+        """
+        try:
+            yield
+        finally:
+            if self._prefixes is not None and self._native.acquire(timeout=0.1):
+                try:
+                    if not (self._closed.is_set() or sys.is_finalizing()):
+                        self._prefixes.end(self._state_key(), self._model)
+                finally:
+                    self._native.release()
+
+    def _state_key(self) -> bytes:
+        return state_key(self.fingerprint, self._template_source, self._model.setup)
+
+    def _decode(
+        self, answer: Decoding, options: GenerateOptions, cancel: Event
+    ) -> Generator[Token, None, tuple[FinishReason, int, float]]:
+        """The tokens of an answer; why it ended, how many they are, and the seconds that they took."""
+        produced, decoding = 0, 0.0
+        stream = TextStream(options.stop)
+        reason: FinishReason | None = None
+        while reason is None:
+            if cancel.is_set():
+                return "cancelled", produced, decoding
+            started = time.perf_counter()
+            with self._inside() as model:
+                figures = answer.next(options.max_tokens - produced)
+                ended = model.is_end(figures.chosen)
+                piece = b"" if ended else model.piece(figures.chosen)
+            produced += 1
+            text = stream.push(piece)
+            if ended or stream.stopped:
+                reason = "stop"
+            elif produced == options.max_tokens:
+                reason = "length"
+            text += stream.finish() if reason else ""
+            decoding += time.perf_counter() - started
+            yield Token(figures.chosen, text, figures.logprob, figures.entropy, figures.margin)
+        return reason, produced, decoding
+
+    def _settle(self, answer: Decoding) -> None:
+        """Leave in the memory only what was given.
+
+        A dropped generation may end in a thread that has the lock, so it is not waited for: `keep_prefix` does the
+        same before the next prompt.
+        """
+        if self._native.acquire(blocking=False):
+            try:
+                if not self._closed.is_set():
+                    answer.end()
+            finally:
+                self._native.release()
 
 
 def _encoded(text: str) -> bytes:
@@ -276,13 +355,3 @@ def _checked_adapter(path: Path, model: GgufHeader) -> str:
     """The hash of an adapter that fits the model."""
     read_adapter(path, model)
     return file_fingerprint(path)
-
-
-def _check_memory(name: str, header: GgufHeader, context: int) -> None:
-    cache, free = header.kv_bytes(context), available_memory()
-    if free is not None and header.file_bytes + cache > free:
-        raise EngineError(
-            f"{name} needs {header.file_bytes >> 20} MiB and {cache >> 20} MiB for a context of {context} tokens, "
-            f"but {free >> 20} MiB are free",
-            hint="use a smaller model or a smaller --context",
-        )

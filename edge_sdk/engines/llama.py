@@ -9,18 +9,22 @@ from __future__ import annotations
 import ctypes
 import os
 import platform
+import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
+from ..device import CpuWatch
 from ..errors import EngineError, MissingExtraError
 from ..kernel_faces import flag
+from .llama_state import State, copy_state, describe_setup, restore_state
 from .native_thread import NativeThread
 from .profile import DEFAULT, Tuning
+from .threads import EvaluationThreads
 
 _ABORTED = 2  # what llama_decode returns then
 _ERROR, _CONTINUED = 4, 5  # levels of ggml's log
@@ -81,26 +85,31 @@ class LlamaModel:
         tuning: Tuning = DEFAULT,
         adapter: Path | None = None,
         observer: Any = None,
+        yielding: bool = True,
     ) -> None:
         """Load `path`, and a LoRA `adapter`; the headers of both have been checked.
 
         Raises `EngineError` with llama.cpp's own words. `observer`, a `ggml_backend_sched_eval_callback`, is asked
-        about every operation; it must not raise.
+        about every operation; it must not raise. A `yielding` model computes on fewer than `threads` while other
+        processes need the cores.
         """
         self._lib = lib = library()
         complaints.clear()
         settings = lib.llama_model_default_params()
+        self._gpu_layers = gpu_layers
         settings.n_gpu_layers, settings.load_mode = gpu_layers, lib.LLAMA_LOAD_MODE_MMAP
         model = lib.llama_model_load_from_file(_native_path(path), settings)
         if not model:
             raise EngineError(f"llama.cpp cannot load {path.name}: {complaint()}")
         settings = lib.llama_context_default_params()
-        self._batch = min(tuning.batch, context)
-        settings.n_ctx, settings.n_batch, settings.n_ubatch = context, self._batch, self._batch
+        self.batch = min(tuning.batch, context)
+        settings.n_ctx, settings.n_batch, settings.n_ubatch = context, self.batch, self.batch
         if tuning.flash_attention is not None:
             settings.flash_attn_type = int(tuning.flash_attention)
         settings.type_k = settings.type_v = getattr(lib, f"GGML_TYPE_{tuning.cache_type}")
-        settings.n_threads = settings.n_threads_batch = threads
+        settings.n_threads = settings.n_threads_batch = self._running = threads
+        self._threads = EvaluationThreads(threads, CpuWatch().free_cores)
+        self._yielding = yielding and threads > 1
         if observer is not None:
             settings.cb_eval = self._observer = observer  # kept alive as long as the context
         self._settings, self._handles, self._file = settings, _Handles(model), path.name
@@ -119,6 +128,9 @@ class LlamaModel:
         self._stop = flag.Flag()
         self._token = (ctypes.c_int32 * 1)()
         self._single = lib.llama_batch(n_tokens=1, token=self._token)
+        self._place = -1  # of the last token seen among those evaluated together
+        # Recurrent memories hold no single token that could be forgotten.
+        self.forgets = not (lib.llama_model_is_recurrent(model) or lib.llama_model_is_hybrid(model))
 
     def adapt(self, adapter: Path | None) -> None:
         """Use the LoRA adapter of a file that has been checked instead of the one in use, or none.
@@ -146,6 +158,7 @@ class LlamaModel:
         old = replace(handles)
         handles.context, handles.adapter = made.context, made.adapter
         self._context, self._memory = made.context, memory
+        self._running = self._settings.n_threads
         self.seen.clear()
         _free_context(lib, old)
         return True
@@ -231,6 +244,25 @@ class LlamaModel:
         del self.seen[shared:]
         return shared
 
+    @cached_property
+    def setup(self) -> dict[str, object]:
+        """All that `state` follows from, besides weights and tokens."""
+        return describe_setup(self._lib, self._settings, self._gpu_layers)
+
+    def state(self, most: int) -> State | None:
+        """A copy of what the context holds of all tokens seen; None where it is beyond `most` bytes, or in doubt."""
+        return copy_state(self._lib, self._context, len(self.seen), most)
+
+    def restore(self, tokens: Sequence[int], state: State) -> bool:
+        """Have seen `tokens`, of which `state` is the copy, and nothing else; False where llama.cpp refuses it.
+
+        Then nothing has been seen. The state must be of the same weights and `setup`.
+        """
+        self.seen.clear()
+        if restore_state(self._lib, self._context, len(tokens), state):
+            self.seen += tokens
+        return bool(self.seen)
+
     def prefill(self, tokens: Sequence[int], stopped: Callable[[], bool]) -> bool:
         """Evaluate `tokens` after those seen. False where `stopped` became true before the end.
 
@@ -242,10 +274,11 @@ class LlamaModel:
     def _evaluate(self, tokens: Sequence[int]) -> bool:
         lib = self._lib
         row = (ctypes.c_int32 * len(tokens))(*tokens)
+        self._place = -1
         lib.llama_set_abort_callback(self._context, self._stop.callback, self._stop.address)
         try:
-            for start in range(0, len(tokens), self._batch):
-                count = min(self._batch, len(tokens) - start)
+            for start in range(0, len(tokens), self.batch):
+                count = min(self.batch, len(tokens) - start)
                 first = ctypes.cast(ctypes.byref(row, start * ctypes.sizeof(ctypes.c_int32)), lib.llama_token_p)
                 if self._stop.is_set() or not self._decode(lib.llama_batch(n_tokens=count, token=first)):
                     return False
@@ -254,14 +287,45 @@ class LlamaModel:
             lib.llama_set_abort_callback(self._context, lib.ggml_abort_callback(), None)
         return True
 
-    def advance(self, token: int) -> None:
-        """Evaluate one token after those seen."""
-        self._token[0] = token
-        self._thread.run(lambda: self._decode(self._single))
+    def advance(self, token: int, draft: Sequence[int] = ()) -> None:
+        """Evaluate one token after those seen, and together with it a draft of what may follow, each with its row.
+
+        The draft is in the memory then, but not among those seen: `keep` adds its tokens one by one, `cut` forgets
+        the rest. Nothing else may be evaluated before that.
+        """
+        if draft:
+            count = 1 + len(draft)
+            tokens, wanted = (ctypes.c_int32 * count)(token, *draft), (ctypes.c_int8 * count)(*[1] * count)
+            batch = self._lib.llama_batch(n_tokens=count, token=tokens, logits=wanted)
+        else:
+            self._token[0], batch = token, self._single
+        self._thread.run(lambda: self._decode(batch))
+        self._place = 0 if draft else -1
         self.seen.append(token)  # not before: `seen` may lack what the memory holds, never the reverse
 
+    def keep(self, token: int) -> None:
+        """The next token of the draft is right, and the last one seen from now on."""
+        self._place += 1
+        self.seen.append(token)
+
+    def cut(self, length: int) -> None:
+        """Forget all but the first `length` tokens seen. Until the next evaluation there is no row."""
+        kept = self.seen[:length]
+        if self._lib.llama_memory_seq_rm(self._memory, 0, length, -1):
+            del self.seen[length:]
+            return
+        self._lib.llama_memory_clear(self._memory, True)
+        self.seen.clear()
+        self.prefill(kept, bool)
+
     def _decode(self, batch: Any) -> bool:
+        if self._yielding and (threads := self._threads.begin(batch.n_tokens)) != self._running:
+            self._lib.llama_set_n_threads(self._context, threads, threads)
+            self._running = threads
+        started = time.perf_counter()
         code = self._lib.llama_decode(self._context, batch)
+        if self._yielding and not code:
+            self._threads.end(batch.n_tokens, time.perf_counter() - started)
         if code and code != _ABORTED:
             self._lib.llama_memory_clear(self._memory, True)
             self.seen.clear()
@@ -269,8 +333,8 @@ class LlamaModel:
         return not code
 
     def row(self) -> Any:
-        """The logits behind the last token evaluated: a pointer to `size` floats, good until the next one."""
-        row = self._lib.llama_get_logits_ith(self._context, -1)
+        """The logits behind the last token seen: a pointer to `size` floats, good until the next evaluation."""
+        row = self._lib.llama_get_logits_ith(self._context, self._place)
         if not row:
             raise EngineError("the model gives no logits", hint="use a language model")
         return row

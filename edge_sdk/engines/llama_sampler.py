@@ -55,9 +55,14 @@ class Sampler:
         self._ids = np.arange(model.size if text or self._chain else 0, dtype=np.int32)
         self._candidates = np.zeros(len(self._ids), _CANDIDATE)
 
-    def choose(self) -> LogitsFigures:
-        """The next token, as `chosen`, with its figures."""
-        row = self._model.row()
+    @property
+    def greedy(self) -> bool:
+        """Whether the best token is always the one chosen."""
+        return self._chain is None and self._grammar is None
+
+    def choose(self, row: Any = None) -> LogitsFigures:
+        """The next token, as `chosen`, with its figures; from the model's row of logits unless another is given."""
+        row = self._model.row() if row is None else row
         try:
             figures = logits.measure_at(row, self._model.size)
         except ValueError as error:
