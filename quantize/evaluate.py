@@ -89,7 +89,8 @@ def evaluate_answers(
         raise ConfigError(f"{data / 'questions.jsonl'} holds no question")
     done = {prediction.id: prediction for prediction in _read_predictions(out)}
     passages = data / "passages.jsonl"
-    own = replace(settings, store=store_path(settings, passages, Path(settings.encoder).name))
+    store = store_path(settings, passages, Path(settings.encoder).name)
+    own = replace(settings, store=store, prefix_cache=0)  # every question costs what it costs at first
     with Edge.open(settings=own, policy=Policy(when_unsure="local")) as edge:
         fill_store(edge.store, edge.encoder, read_documents(passages), progress)
         model = edge.engine.name

@@ -72,7 +72,7 @@ def collect(
     Where the settings name a remote and a privacy mode that allows it, the remote's answers too.
     """
     file, documents, questions = read_answerable(data)
-    own = replace(settings, store=store_path(settings, file, Path(settings.encoder).name))
+    own = replace(settings, store=store_path(settings, file, Path(settings.encoder).name), prefix_cache=0)
     with Edge.open(settings=own, policy=Policy(when_unsure="local")) as edge:
         edge.calibrations = None  # one that exists must not decide what is measured
         if edge.handoff is not None:

@@ -199,7 +199,7 @@ def calibrate_bundle(job: Job, settings: Settings) -> Mapping[str, Any]:
     rows = list({each.question.casefold(): (each.question, each.answers, "") for each in asked}.values())
     bundle = job.results["assemble"].folder / DRAFT
     own = load_settings({"home": job.scratch / "home", "store": job.scratch / "store.db", "bundle": bundle,
-                         "offline": True, "threads": settings.threads}, {})  # fmt: skip
+                         "offline": True, "threads": settings.threads, "prefix_cache": 0}, {})  # fmt: skip
     try:
         check_enough(rows)
         with Edge.open(settings=own, policy=Policy(when_unsure="local")) as edge:
