@@ -5,17 +5,22 @@ Also says what a calibration of such answers depends on. Knows nothing of retrie
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field, replace
 from threading import Event as Flag
+from typing import TYPE_CHECKING
 
 from .citations import CitedText, is_refusal, resolve_citations
 from .confidence.setup import SIGNALS_HASH, Setup, short_hash
 from .conversation import Conversation
 from .engines.engine import Engine
+from .evidence import RULE, choose
 from .judge import Judge
-from .prompt import NOT_FOUND, NOT_SURE, Prompt, Reading, Style, build_prompt
+from .prompt import NOT_FOUND, NOT_SURE, Prompt, Reading, Style, build_prompt, whole
 from .records import Answer, Event, GenerateOptions, Hit, Message, Passage, Timings, TokenCounts
+
+if TYPE_CHECKING:
+    from .evidence import Encode
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,11 +50,15 @@ class Manner:
 
 @dataclass(frozen=True, slots=True)
 class Drafter:
-    """A language model that answers from passages; `reading` and `sampling` are how it does that best."""
+    """A language model that answers from passages; `reading` and `sampling` are how it does that best.
+
+    With `encode` the sentences that are chosen, where any are to be, are compared with the question by vectors too.
+    """
 
     engine: Engine
     reading: Reading
     sampling: GenerateOptions = field(default_factory=GenerateOptions)
+    encode: Encode | None = None
 
     def draft(
         self, question: str, hits: Sequence[Hit], judge: Judge, manner: Manner
@@ -101,12 +110,15 @@ class Drafter:
         How many tokens an answer may take is no part of it: that one was cut is a signal.
         """
         passage = Passage(1, "d", "Title", "Heading", "The text of a passage.", 0, 22)
+        chosen = self.reading.evidence_tokens
+        sentences = f", {chosen} of {RULE}{'' if self.encode else ' without vectors'}" if chosen else ""
         probe = self._build("What does it say?", [Hit(passage, 1.0)], style, self.engine.context, ())
         return Setup(
             {
                 "model": self.engine.fingerprint,
                 "prompt": short_hash(probe.text),
-                "passages": f"{self.reading.prompt_tokens} tokens of a prompt, context {self.engine.context}",
+                "passages": f"{self.reading.prompt_tokens} tokens of a prompt, context {self.engine.context}"
+                + sentences,
                 "sampler": short_hash(repr(replace(self.sampling, max_tokens=1))),
                 "retrieval": retrieval,
                 "encoder": encoder,
@@ -127,7 +139,14 @@ class Drafter:
                 break
             notices = [f"the conversation is longer than {room} tokens; the oldest turns were left out"]
         budget = min(room, past + reading.prompt_tokens)
-        return self._build(question, hits, manner.style, budget, tuple(history), room), notices
+        if not reading.evidence_tokens:
+            return self._build(question, hits, manner.style, budget, tuple(history), room), notices
+        earlier = conversation.last_question if conversation is not None else None
+        asked = f"{earlier}\n{question}" if earlier else question  # "And when?" has no words of its own
+        excerpts = choose(asked, hits, reading.evidence_tokens, count=engine.count, encode=self.encode)
+        texts = {excerpt.hit: excerpt.text for excerpt in excerpts}
+        prompt = self._build(question, list(texts), manner.style, budget, tuple(history), room, texts.__getitem__)
+        return replace(prompt, left_out=len(hits) - len(prompt.passages)), notices
 
     def _build(
         self,
@@ -137,6 +156,7 @@ class Drafter:
         budget: int,
         history: Sequence[Message],
         limit: int | None = None,
+        shown: Callable[[Hit], str] = whole,
     ) -> Prompt:
         return build_prompt(
             question,
@@ -148,6 +168,7 @@ class Drafter:
             style=style,
             numbered=self.reading.numbered,
             history=history,
+            shown=shown,
         )
 
 

@@ -24,10 +24,12 @@ class Reading:
 
     `prompt_tokens` is the size of a whole prompt; `numbered` passages are for models that can cite them as `[n]`,
     the very small ones answer better from plain text and are cited by matching words, as brief answers always are.
+    `evidence_tokens` is how many tokens of sentences are chosen from the passages; 0 means whole passages.
     """
 
     prompt_tokens: int = 560
     numbered: bool = True
+    evidence_tokens: int = 0
 
 
 _NUMBERED = (
@@ -59,6 +61,11 @@ class Prompt:
     left_out: int  # retrieved passages that had no room
 
 
+def whole(hit: Hit) -> str:
+    """All of a passage's text."""
+    return hit.passage.text
+
+
 def build_prompt(
     question: str,
     hits: Sequence[Hit],
@@ -70,13 +77,15 @@ def build_prompt(
     style: Style = "full",
     numbered: bool = True,
     history: Sequence[Message] = (),
+    shown: Callable[[Hit], str] = whole,
 ) -> Prompt:
     """Take the best passages, in rank order, for as long as the whole rendered prompt stays within `budget` tokens.
 
     `budget` counts everything: system text, `history`, passages, question and the template's own tokens. A passage
     that does not fit is passed over and a shorter one behind it may still come in; only the very best passage may
     exceed the budget, up to `limit`, because answering without it is pointless. The question is always in, so a
-    limit too small for it shows in `tokens`; what to do then is the caller's decision.
+    limit too small for it shows in `tokens`; what to do then is the caller's decision. `shown` says what of a
+    passage the model is given.
     """
     chosen: list[Hit] = []
     brief = style == "brief"
@@ -85,7 +94,10 @@ def build_prompt(
     opening = (Message("system", system), *(_BRIEF_EXAMPLE if brief else ()))
 
     def rendered(passages: Sequence[Hit]) -> tuple[tuple[Message, ...], str, int]:
-        messages = (*opening, *history, Message("user", _user_text(question, passages, numbered)))
+        blocks = [
+            _numbered(number, hit, shown(hit)) if numbered else shown(hit) for number, hit in enumerate(passages, 1)
+        ]
+        messages = (*opening, *history, Message("user", _user_text(question, blocks)))
         text = render(messages)
         return messages, text, count(text)
 
@@ -98,15 +110,11 @@ def build_prompt(
     return Prompt(messages, text, tokens, tuple(chosen), len(hits) - len(chosen))
 
 
-def _user_text(question: str, passages: Sequence[Hit], numbered: bool) -> str:
+def _user_text(question: str, blocks: Sequence[str]) -> str:
     """Passages first: a fixed beginning lets the KV cache keep more when only the question changes."""
-    blocks = [
-        f"[{number}] {_label(hit)}{hit.passage.text}" if numbered else hit.passage.text
-        for number, hit in enumerate(passages, 1)
-    ]
     return "\n\n".join([*blocks, f"Question: {question}"])
 
 
-def _label(hit: Hit) -> str:
+def _numbered(number: int, hit: Hit, text: str) -> str:
     heading = hit.passage.heading or hit.passage.title
-    return f"{heading}: " if heading and not hit.passage.text.startswith(heading) else ""
+    return f"[{number}] {heading}: {text}" if heading and not text.startswith(heading) else f"[{number}] {text}"

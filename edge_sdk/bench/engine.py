@@ -8,21 +8,20 @@ from __future__ import annotations
 
 import json
 import random
-import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
 from importlib.metadata import version
 from importlib.util import find_spec
-from os import environ, pathsep
 from pathlib import Path
 from statistics import median
-from typing import IO, Any, Protocol
+from typing import Any, Protocol
 
 from ..device import default_threads, describe
 from ..errors import EngineError, MissingExtraError
+from .apart import Apart, answer, peak_mb, quiet
+from .energy import EnergyMeter
 
 CONTENDERS = ("edge", "bare", "llama_class")
 MEASURES = ("prefill_tokens_per_second", "decode_tokens_per_second", "ttft_ms", "peak_mb")
@@ -59,13 +58,14 @@ def bench_engine(
     `ratios` NAME the medians of the quotients within each round, which move less than the figures. Times are taken
     outside of the contender: `ttft_ms` from the call to the first token, prefill as the prompt's tokens over
     that time, decode as the tokens after the first over the time after the first. All are greedy and use `threads`;
-    otherwise `Llama` has its default settings. Every round has another prompt, so no cache helps.
+    otherwise `Llama` has its default settings. Every round has another prompt, so no cache helps. Where the system
+    tells it, `joules` is what the processor used in a turn.
     """
     if find_spec("llama_cpp") is None:
         raise MissingExtraError("`edge bench engine`", "gguf")
     threads = threads or default_threads()
     context = -(-(prompt_tokens + decode_tokens + 32) // 256) * 256
-    total, done = len(models) * len(CONTENDERS) * (repeats + 1), 0
+    total, done, meter = len(models) * len(CONTENDERS) * (repeats + 1), 0, EnergyMeter()
     figures: dict[str, Any] = {}
     ratios: dict[str, Any] = {}
     for name, path in models.items():
@@ -82,7 +82,10 @@ def bench_engine(
                 for contender in order:
                     if progress:
                         progress(done, total, f"{name}: {contender}")
+                    meter.start()
                     measured[contender] = workers[contender].measure(prompt, tokens)
+                    if (joules := meter.joules()) is not None:
+                        measured[contender]["joules"] = joules
                     done += 1
                 if number:
                     rounds.append(measured)
@@ -121,7 +124,8 @@ def made_prompt(count: Callable[[str], int], tokens: int, seed: int) -> str:
 
 
 def _summary(turns: list[dict[str, float]]) -> dict[str, Any]:
-    columns = {measure: [turn[measure] for turn in turns] for measure in MEASURES}
+    names = (*MEASURES, *(["joules"] if all("joules" in turn for turn in turns) else []))
+    columns = {measure: [turn[measure] for turn in turns] for measure in names}
     return {measure: round(median(values), 2) for measure, values in columns.items()} | {
         "spread": {measure: [round(min(values), 2), round(max(values), 2)] for measure, values in columns.items()}
     }
@@ -141,34 +145,30 @@ def _machine() -> dict[str, Any]:
 
 
 class Worker:
-    """A contender in a process of its own, asked by lines of JSON."""
+    """A contender in a process of its own."""
 
     def __init__(
         self, contender: str, path: Path, threads: int, context: int, tuning: Mapping[str, object] | None = None
     ) -> None:
-        self._name = contender
-        self._complaints: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 (closed by `stop`)
-        environment = {**environ, "PYTHONPATH": pathsep.join([str(Path(__file__).parents[2]), *sys.path])}
-        environment.pop("GOMP_SPINCOUNT", None)  # `llama.library` may have set it here; the others do without
-        self._process = subprocess.Popen(
-            [
-                *(sys.executable, "-m", "edge_sdk.bench.engine", contender, str(path), str(threads), str(context)),
-                json.dumps(dict(tuning or {})),  # only our engine's
-            ],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._complaints,
-            env=environment,
-        )
+        """With 0 threads `Llama` takes what it takes by default; the others want a number."""
+        arguments = [contender, str(path), str(threads), str(context), json.dumps(dict(tuning or {}))]
+        self._apart = Apart(contender, "edge_sdk.bench.engine", arguments)  # `tuning` is only our engine's
 
     def count(self, text: str) -> int:
-        return int(self._ask({"count": text})["count"])
+        return int(self._apart.ask({"count": text})["count"])
+
+    def run(self, prompt: str, tokens: int) -> dict[str, Any]:
+        """Milliseconds to the first token (`first_ms`) and from there on (`rest_ms`), tokens `produced`.
+
+        `count` is the prompt's tokens, `peak_mb` the most memory so far.
+        """
+        return self._apart.ask({"prompt": prompt, "tokens": tokens})
 
     def measure(self, prompt: str, tokens: int) -> dict[str, float]:
-        reply = self._ask({"prompt": prompt, "tokens": tokens})
+        reply = self.run(prompt, tokens)
         first, rest, produced = reply["first_ms"], reply["rest_ms"], reply["produced"]
         if produced < 2:
-            raise EngineError(f"{self._name} ended its answer at once", hint="measure another model")
+            raise EngineError(f"{self._apart.name} ended its answer at once", hint="measure another model")
         return {
             "prefill_tokens_per_second": reply["count"] / first * 1e3,
             "decode_tokens_per_second": (produced - 1) / rest * 1e3,
@@ -178,58 +178,27 @@ class Worker:
 
     def stop(self) -> None:
         """End the process; it is idle, or its figures are no longer wanted."""
-        self._process.kill()
-        self._process.communicate()
-        self._complaints.close()
-
-    def _ask(self, question: dict[str, Any]) -> dict[str, Any]:
-        line = b""
-        try:
-            if self._process.stdin and self._process.stdout:
-                self._process.stdin.write(json.dumps(question).encode() + b"\n")
-                self._process.stdin.flush()
-                line = self._process.stdout.readline()
-        except BrokenPipeError:
-            pass
-        if not line:
-            self._complaints.seek(0)
-            said = self._complaints.read()[-400:].decode("utf-8", "replace").strip().splitlines()
-            raise EngineError(f"measuring {self._name} failed: {said[-1] if said else 'its process ended'}")
-        reply: dict[str, Any] = json.loads(line)
-        return reply
+        self._apart.stop()
 
 
 def _serve(contender: str, path: Path, threads: int, context: int, tuning: Mapping[str, Any]) -> None:
     """The loop of a worker's process."""
-    answers, sys.stdout = sys.stdout, sys.stderr  # whatever a library prints must not get between the answers
-    make: dict[str, Callable[[Path, int, int], Turn]] = {"bare": _Bare, "llama_class": _LlamaClass}
+    answers = quiet()
+    make: dict[str, Callable[[Path, int, int], Turn]] = {"bare": _Bare, "llama_class": LlamaClass}
     make["edge"] = partial(_Edge, tuning=tuning)
     turn = make[contender](path, threads, context)
-    for line in sys.stdin:
-        question = json.loads(line)
+
+    def reply(question: Mapping[str, Any]) -> dict[str, Any]:
         if "count" in question:
-            reply: dict[str, Any] = {"count": turn.count(question["count"])}
-        else:
-            first, rest, produced = turn.run(question["prompt"], question["tokens"])
-            reply = {"first_ms": first, "rest_ms": rest, "produced": produced}
-            reply |= {"count": turn.count(question["prompt"]), "peak_mb": _peak_mb()}
-        answers.write(json.dumps(reply) + "\n")
-        answers.flush()
+            return {"count": turn.count(question["count"])}
+        first, rest, produced = turn.run(question["prompt"], question["tokens"])
+        count = turn.count(question["prompt"])
+        return {"first_ms": first, "rest_ms": rest, "produced": produced, "count": count, "peak_mb": peak_mb()}
+
+    answer(reply, answers)
 
 
-def _peak_mb() -> float:
-    """The most memory that this process has had resident."""
-    try:
-        status = Path("/proc/self/status").read_text()
-        return int(status.split("VmHWM:")[1].split()[0]) / 1024
-    except (OSError, IndexError):
-        import resource
-
-        unit = 1 if sys.platform == "darwin" else 1024
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
-
-
-class _Clock:
+class Clock:
     """Notes when tokens come."""
 
     def __init__(self) -> None:
@@ -260,7 +229,7 @@ class _Edge:
     def run(self, prompt: str, tokens: int) -> tuple[float, float, int]:
         from ..records import GenerateOptions
 
-        clock = _Clock()
+        clock = Clock()
         for _ in self._engine.generate(prompt, GenerateOptions(max_tokens=tokens)):
             clock.token()
         return clock.result()
@@ -301,7 +270,7 @@ class _Bare:
     def run(self, prompt: str, tokens: int) -> tuple[float, float, int]:
         import numpy as np
 
-        lib, clock = self._lib, _Clock()
+        lib, clock = self._lib, Clock()
         lib.llama_memory_clear(self._memory, False)
         ids = self._tokens(prompt)
         todo = (self._ctypes.c_int32 * len(ids))(*ids)
@@ -320,20 +289,20 @@ class _Bare:
         return clock.result()
 
 
-class _LlamaClass:
-    """llama-cpp-python's high-level class, streaming greedily."""
+class LlamaClass:
+    """llama-cpp-python's high-level class, streaming greedily; with 0 threads as many as it takes by default."""
 
     def __init__(self, path: Path, threads: int, context: int) -> None:
         from llama_cpp import Llama
 
-        make = _untyped(Llama)
-        self._llama = make(str(path), n_ctx=context, n_threads=threads, n_threads_batch=threads, verbose=False)
+        make, most = _untyped(Llama), threads or None
+        self._llama = make(str(path), n_ctx=context, n_threads=most, n_threads_batch=most, verbose=False)
 
     def count(self, text: str) -> int:
         return len(self._llama.tokenize(text.encode(), special=True))
 
     def run(self, prompt: str, tokens: int) -> tuple[float, float, int]:
-        clock = _Clock()
+        clock = Clock()
         for part in self._llama.create_completion(prompt, max_tokens=tokens, temperature=0.0, stream=True):
             if part["choices"][0]["text"]:  # the last part only says why it ended
                 clock.token()

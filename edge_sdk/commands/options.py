@@ -41,7 +41,18 @@ _OPTIONS: dict[str, Callable[[Command], Command]] = {
         "--require-signature", is_flag=True, default=None, help="Take no bundle without a trusted signature."
     ),
     "context": click.option("--context", type=int, help="Tokens that prompt and answer may take together."),
+    "cache_type": click.option(
+        "--cache-type",
+        type=click.Choice(["f16", "q8_0"], case_sensitive=False),
+        help="Of the KV cache; q8_0 takes half the memory.",
+    ),
     "threads": click.option("--threads", type=int, help="Threads of the engine; default: the usable cores."),
+    "isolated": click.option(
+        "--isolated", is_flag=True, default=None, help="Run the model in a process without keys and network."
+    ),
+    "evidence_tokens": click.option(
+        "--evidence-tokens", type=int, help="Tokens of sentences chosen from the passages; 0: whole passages."
+    ),
     "offline": click.option("--offline", is_flag=True, default=None, help="Open no socket (EDGE_OFFLINE=1)."),
     "remote": click.option("--remote", help="URL of an OpenAI-compatible server; off unless given."),
     "remote_model": click.option("--remote-model", help="Model name to ask the remote for."),

@@ -78,7 +78,8 @@ class ModelSpec:
 
     `memory` is the measured peak of resident bytes, `free_memory` what must be free before the model is chosen
     without being named; `rank` orders decoders by quality. `cites`
-    is False for a model that numbered passages confuse.
+    is False for a model that numbered passages confuse, `evidence_tokens` not 0 for one that answers at least as well
+    from chosen sentences.
     """
 
     name: str
@@ -95,6 +96,7 @@ class ModelSpec:
     aliases: tuple[str, ...] = ()
     prompt_tokens: int | None = None
     cites: bool = True
+    evidence_tokens: int = 0
 
     @property
     def bytes(self) -> int:
@@ -235,6 +237,7 @@ def _model(table: _Table) -> ModelSpec:
         aliases=table.texts("aliases", _MODEL_NAME),
         prompt_tokens=table.number("prompt_tokens", 0) or None,
         cites=table.flag("cites", True),
+        evidence_tokens=table.number("evidence_tokens", 0),
     )
     table.finish()
     return model

@@ -56,6 +56,11 @@ class InstalledModel:
         """Whether numbered passages help the model; so it is assumed of a model that the catalog does not know."""
         return self.spec is None or self.spec.cites
 
+    @property
+    def evidence_tokens(self) -> int:
+        """Tokens of chosen sentences from which the model answers at least as well as from whole passages; or 0."""
+        return self.spec.evidence_tokens if self.spec else 0
+
 
 @dataclass(frozen=True, slots=True)
 class ModelRow:
