@@ -9,10 +9,9 @@ from threading import Event
 import numpy as np
 import pytest
 from gguf_files import BOOL, Field, tiny_llama
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from edge_sdk.engines.engine_gguf import GgufEngine
+from edge_sdk.engines.sequences import SequenceContext
 from edge_sdk.errors import (
     ConfigError,
     EngineError,
@@ -22,9 +21,7 @@ from edge_sdk.errors import (
     TemplateError,
 )
 from edge_sdk.records import GenerateOptions, Message
-from quantize.teachers.cells import Cells, sorted_order
 from quantize.teachers.gguf_teacher import GgufTeacher
-from quantize.teachers.sequences import SequenceContext
 from quantize.teachers.teacher import Reply, Request
 from quantize.teachers.top_logits import TopLogitsFile
 
@@ -269,50 +266,6 @@ def test_the_fingerprint_is_of_the_file_and_its_template(tiny: Path, tmp_path: P
     other = tiny_llama(tmp_path / "other.gguf", seed=2, context=512)
     assert fingerprint(tiny) == fingerprint(tiny)
     assert len({fingerprint(tiny), fingerprint(other), fingerprint(tiny, template="x")}) == 3
-
-
-# --- cells ------------------------------------------------------------------------------------------
-
-
-@given(
-    st.lists(
-        st.tuples(st.lists(st.integers(0, 2), min_size=1, max_size=8), st.integers(0, 3)),
-        min_size=1,
-        max_size=12,
-        unique_by=lambda row: tuple(row[0]),  # the last token of a prompt is always computed, and held, anew
-    ),
-    st.data(),
-)
-@settings(max_examples=60, deadline=None)
-def test_cells_are_counted_as_the_nodes_of_the_prefix_tree(
-    rows: list[tuple[list[int], int]], data: st.DataObject
-) -> None:
-    prompts = [np.array(tokens, np.int32) for tokens, _ in rows]
-    cells, held, last = Cells(1000), {}, None
-    for number, at in enumerate(sorted_order(prompts)):
-        tokens, answer = tuple(rows[at][0]), rows[at][1]
-        shared = 0
-        if last is not None:
-            shared = next((i for i, (a, b) in enumerate(zip(last, tokens)) if a != b), min(len(last), len(tokens)))  # noqa: B905
-            shared = min(shared, len(tokens) - 1)
-        used = cells.used
-        assert cells.fits(len(tokens) + answer, shared) == (used + len(tokens) + answer - shared <= 1000)
-        cells.add(number, len(tokens) + answer, shared)
-        held[number], last = (tokens, answer), tokens
-        if len(held) > 1 and data.draw(st.booleans()):
-            gone = data.draw(st.sampled_from(sorted(held)[:-1]))
-            cells.remove(gone)
-            del held[gone]
-    assert cells.used == _tree_size(list(held.values()))
-
-
-def _tree_size(held: list[tuple[tuple[int, ...], int]]) -> int:
-    """Nodes of the tree; the last token of a prompt is a cell of its own where it is the end of the later one."""
-    nodes: set[tuple[object, ...]] = set()
-    for number, (tokens, answer) in enumerate(held):
-        nodes |= {tokens[:end] for end in range(1, len(tokens) + 1)}
-        nodes |= {(number, "answer", place) for place in range(answer)}
-    return len(nodes)
 
 
 @pytest.mark.model

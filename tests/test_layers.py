@@ -20,7 +20,7 @@ ROWS = (
     "citations engines encoders hub",
     "storage readers",
     "retrieval ingest fallback fakes",
-    "confidence",
+    "confidence evidence",
     "heads",
     "bundle",
     "route loading doctor",

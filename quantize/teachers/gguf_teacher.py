@@ -20,17 +20,18 @@ from typing import Self
 import numpy as np
 
 from edge_sdk.device import available_memory, default_threads
-from edge_sdk.engines.chat_template import ChatTemplate
+from edge_sdk.engines.batching import Batching
+from edge_sdk.engines.cells import Tokens, shared_prefix
 from edge_sdk.engines.engine import check_options, file_fingerprint
 from edge_sdk.engines.llama import library
 from edge_sdk.engines.profile import DEFAULT, Tuning
+from edge_sdk.engines.prompt_tokens import PromptTokens
+from edge_sdk.engines.sequences import MOST_SEQUENCES, SequenceContext, SequenceModel
 from edge_sdk.errors import ConfigError, EngineError
 from edge_sdk.model_files.gguf_header import GgufHeader, read_header
 from edge_sdk.records import GenerateOptions
 
-from .batching import Batching, Prompt
-from .cells import Tokens, most_needed, shared_prefix, sorted_order
-from .sequences import MOST_SEQUENCES, SequenceContext, SequenceModel
+from .batching import Done, Prompt, Replying, most_needed, sorted_order
 from .teacher import Reply, Request
 from .top_logits import TopLogitsFile
 
@@ -66,6 +67,7 @@ class GgufTeacher:
         self._model, self._header, self._path, self._sha256 = model, header, path, sha256
         self._sequences, self._cells, self._tuning = sequences, cells, tuning
         self._top_logits, self._top_k = top_logits, top_k
+        self._text = PromptTokens(model, header, path.name)
         self._context: SequenceContext | None = None
         self._taken, self._native, self._closed = Lock(), Lock(), Event()
 
@@ -133,8 +135,7 @@ class GgufTeacher:
 
     def count(self, request: Request) -> int:
         """Exact number of tokens of a request's prompt."""
-        with self._inside() as model:
-            return len(self._tokens(model, 1, request))
+        return len(self._tokens(1, request))
 
     def replies(self, requests: Sequence[Request], cancel: Event | None = None) -> Iterator[tuple[int, Reply]]:
         """See `Teacher.replies`. All requests are checked before the first is answered.
@@ -151,22 +152,26 @@ class GgufTeacher:
 
         try:
             with self._inside() as model:
-                prompts = self._prompts(model, requests)
+                prompts = self._prompts(requests)
                 file = self._top_file
                 if not prompts:
                     return
-                batching = Batching(
-                    model, self._room_for(model, prompts), prompts, top=0 if file is None else file.k
-                )
+                # What one prompt can leave is all that is of use to the next, in the order in which they come.
+                keep = max(prompt.cells for prompt in prompts)
+                batching: Batching[Replying] = Batching(self._room_for(model, prompts), keep=keep)
+                done: list[Done] = []
+                for prompt in prompts:
+                    batching.add(Replying(model, prompt, done, top=0 if file is None else file.k))
             while batching.pending:
                 with self._inside():
-                    done = batching.step(stopped)
-                if done is None:
+                    evaluated = batching.step(stopped)
+                if evaluated is None:
                     break
                 for each in done:
                     if file is not None and each.top is not None:
                         file.append(each.prompt.request.key, each.top)
                     yield each.prompt.position, each.reply
+                done.clear()
             self._check_open()
         finally:
             self._taken.release()
@@ -175,6 +180,7 @@ class GgufTeacher:
         """Free the model; running `replies` end with `EngineError`. Again does nothing."""
         self._closed.set()  # a running batch looks at it
         with self._native:
+            self._text.close()
             if self._context is not None:
                 self._context.close()
                 self._context = None
@@ -202,12 +208,6 @@ class GgufTeacher:
             raise EngineError(f"{self._path.name} is closed")
 
     @cached_property
-    def _template(self) -> ChatTemplate:
-        begin, end = self._model.special()
-        control = self._model.control_tokens()
-        return ChatTemplate(self._header.chat_template, bos_token=begin, eos_token=end, control_tokens=control)
-
-    @cached_property
     def _top_file(self) -> TopLogitsFile | None:
         if self._top_logits is None:
             return None
@@ -218,9 +218,9 @@ class GgufTeacher:
             k=min(self._top_k, self._model.size),
         )
 
-    def _prompts(self, model: SequenceModel, requests: Sequence[Request]) -> list[Prompt]:
+    def _prompts(self, requests: Sequence[Request]) -> list[Prompt]:
         """All requests as tokens, in the order in which they share most."""
-        tokens = [self._tokens(model, number, request) for number, request in enumerate(requests, 1)]
+        tokens = [self._tokens(number, request) for number, request in enumerate(requests, 1)]
         prompts: list[Prompt] = []
         for at in sorted_order(tokens):
             shared = shared_prefix(prompts[-1].tokens, tokens[at]) if prompts else 0
@@ -228,19 +228,16 @@ class GgufTeacher:
             prompts.append(Prompt(at, requests[at], tokens[at], min(shared, len(tokens[at]) - 1)))
         return prompts
 
-    def _tokens(self, model: SequenceModel, number: int, request: Request) -> Tokens:
+    def _tokens(self, number: int, request: Request) -> Tokens:
         check_options(GenerateOptions(max_tokens=request.max_tokens, temperature=request.temperature))
         most = self._header.context_length or _LONGEST
-        raw = self._template.render(request.messages).encode("utf-8", "replace")
-        if len(raw) > most * max(1, self._header.longest_token):  # too long whatever it says
-            raise _too_long(number, request, f"{len(raw)} bytes", most)
-        tokens, begin = model.tokenize(raw), model.begin()
-        if begin is not None and tokens[:1] != [begin]:
-            tokens.insert(0, begin)
-        if not tokens and (start := model.start()) is not None:
-            tokens = [start]
-        if not tokens:
-            raise EngineError(f"{_named(number, request)} is empty, and the model has no token to begin with")
+        prompt = self._text.render(request.messages)
+        if self._text.least(prompt) > most:  # too long whatever it says
+            raise _too_long(number, request, f"{len(prompt.encode('utf-8', 'replace'))} bytes", most)
+        try:
+            tokens = self._text.tokens(prompt)
+        except EngineError as error:
+            raise EngineError(f"{_named(number, request)}: {error.message}") from error
         if len(tokens) + request.max_tokens > most:
             raise _too_long(number, request, f"{len(tokens)} tokens", most)
         return np.array(tokens, np.int32)

@@ -7,30 +7,43 @@ nothing of prompts, of text or of which sequence is to be evaluated when.
 from __future__ import annotations
 
 import ctypes
+import time
 import weakref
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_sdk.engines.llama import LlamaModel
-from edge_sdk.engines.profile import Tuning
-from edge_sdk.errors import EngineError
+from ..device import CpuWatch
+from ..errors import EngineError
+from .llama import LlamaModel, _set_adapter
+from .profile import Tuning
+from .threads import EvaluationThreads
 
 _ABORTED = 2  # what llama_decode returns then
 _SMALLEST = 32  # cells of the context that comes with the model and computes nothing
+_ALIKE = 32  # batches of so many tokens take as long as the last one with as many; larger ones are of any length
 MOST_SEQUENCES = 256  # of one context, in llama.cpp
 
 
 class SequenceModel(LlamaModel):
     """A loaded model of which contexts for many sequences can be made."""
 
-    def __init__(self, path: Path, *, threads: int, gpu_layers: int) -> None:
-        """Load `path`, whose header has been checked. Raises `EngineError`, also for what cannot be batched."""
+    def __init__(self, path: Path, *, threads: int, gpu_layers: int, adapter: Path | None = None) -> None:
+        """Load `path`, and an adapter; the headers of both have been checked.
+
+        Raises `EngineError`, also for what cannot be batched.
+        """
         super().__init__(
-            path, context=_SMALLEST, threads=threads, gpu_layers=gpu_layers, tuning=Tuning(batch=_SMALLEST)
+            path,
+            context=_SMALLEST,
+            threads=threads,
+            gpu_layers=gpu_layers,
+            tuning=Tuning(batch=_SMALLEST),
+            adapter=adapter,
         )
         lib, self.threads = self._lib, threads
         self.handle = lib.llama_get_model(self._context)
@@ -43,7 +56,7 @@ class SequenceModel(LlamaModel):
                 self.close()
                 raise EngineError(
                     f"{path.name} is {what}, and of that kind no sequences can share a beginning",
-                    hint="use another teacher",
+                    hint="use another model",
                 )
 
 
@@ -64,11 +77,16 @@ class SequenceContext:
         if tuning.flash_attention is not None:
             settings.flash_attn_type = int(tuning.flash_attention)
         settings.type_k = settings.type_v = getattr(lib, f"GGML_TYPE_{tuning.cache_type}")
-        settings.n_threads = settings.n_threads_batch = model.threads
+        settings.n_threads = settings.n_threads_batch = self._running = model.threads
+        self._free_cores = CpuWatch().free_cores
+        self._paces: dict[int, EvaluationThreads] = {}  # by number of tokens, for what is alike takes as long
         handle = lib.llama_init_from_model(model.handle, settings)
         if not handle:
             raise EngineError(f"llama.cpp cannot make a context of {cells} tokens for {sequences} sequences")
         self._context, self._memory = handle, lib.llama_get_memory(handle)
+        if not _set_adapter(lib, replace(model._handles, context=handle)):
+            lib.llama_free(handle)
+            raise EngineError("llama.cpp cannot use the adapter with many sequences")
         self._free = weakref.finalize(self, _free, lib, handle)
         self._free.atexit = False  # as for the model: the process ends anyway
         lib.llama_set_abort_callback(handle, model._stop.callback, model._stop.address)
@@ -111,7 +129,7 @@ class SequenceContext:
     def cut(self, sequence: int, length: int) -> None:
         """Keep the first `length` tokens of a sequence."""
         if not self._lib.llama_memory_seq_rm(self._memory, sequence, length, -1):
-            raise EngineError("llama.cpp cannot cut a sequence of this model", hint="use another teacher")
+            raise EngineError("llama.cpp cannot cut a sequence of this model", hint="use another model")
 
     def share(self, source: int, target: int, length: int) -> None:
         """Make the first `length` tokens of `source`, which are evaluated, the beginning of the empty `target`."""
@@ -131,7 +149,10 @@ class SequenceContext:
         return end - 1
 
     def evaluate(self, stopped: Callable[[], bool]) -> bool:
-        """Evaluate what was added. False where `stopped` became true before the end; then only `clear` is left."""
+        """Evaluate what was added. False where `stopped` became true before the end.
+
+        Then each sequence of which there were tokens has to be cut to what it held before.
+        """
         stop = self._model._stop
         stop.set(False)
         whole = not stopped() and self._model._thread.run(self._decode, stop.set, stopped)
@@ -139,9 +160,20 @@ class SequenceContext:
         return whole
 
     def _decode(self) -> bool:
+        tokens = int(self._struct.n_tokens)
+        short = tokens <= _ALIKE
+        pace = self._paces.get(tokens if short else 0)
+        if pace is None:
+            pace = self._paces[tokens if short else 0] = EvaluationThreads(self._model.threads, self._free_cores)
+        if (threads := pace.begin(tokens)) != self._running:
+            self._lib.llama_set_n_threads(self._context, threads, threads)
+            self._running = threads
+        started = time.perf_counter()
         code = self._lib.llama_decode(self._context, self._struct)
         if code and code != _ABORTED:
-            raise EngineError(f"llama.cpp fails to evaluate {self._struct.n_tokens} tokens (code {code})")
+            raise EngineError(f"llama.cpp fails to evaluate {tokens} tokens (code {code})")
+        if not code:
+            pace.end(1 if short else tokens, time.perf_counter() - started)
         return not code
 
     def row(self, place: int) -> Any:
