@@ -6,6 +6,11 @@ nothing of where an error is raised or shown.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
 
 class EdgeError(Exception):
     """A failure with a one-line message and, where one exists, the next step.
@@ -85,6 +90,38 @@ class ContextOverflowError(EngineError):
             f"{prompt_tokens} prompt tokens and {max_tokens} for the answer do not fit a context of {context}",
             hint="shorten the prompt, lower --max-tokens or raise --context",
         )
+
+
+class EngineCrashedError(EngineError):
+    """The process that runs a model has ended, and with it the request: nothing else is lost."""
+
+    def __init__(self, model: str, ending: str, when: str, *, hint: str = "") -> None:
+        self.model, self.ending = model, ending  # how it ended: the name of a signal first, where it was one
+        if not hint and ending.startswith("SIGKILL"):
+            hint = "ask again, or use a smaller model: mostly the system ends a process for lack of memory"
+        super().__init__(f"the process of {model} ended {when} ({ending})", hint=hint or "ask again")
+
+
+class NotEnoughMemoryError(EngineError):
+    """A model would need more memory than it may take; it was not loaded.
+
+    `parts` names what needs how many bytes, `room` is how many may be taken of those that are free. `context` and
+    `cache_type` are smaller settings that fit, None where none does.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        parts: Mapping[str, int] | None = None,
+        room: int = 0,
+        context: int | None = None,
+        cache_type: str | None = None,
+        hint: str = "",
+    ) -> None:
+        self.parts, self.room = dict(parts or {}), room
+        self.context, self.cache_type = context, cache_type
+        super().__init__(message, hint=hint)
 
 
 class GrammarError(EngineError):
