@@ -15,8 +15,7 @@ from hypothesis import strategies as st
 
 pytest.importorskip("llama_cpp")
 
-from edge_sdk.engines import decoding
-from edge_sdk.engines.decoding import DOUBT, Decoding
+from edge_sdk.engines.decoding import Decoding, Speculation, Trust
 from edge_sdk.engines.draft_length import DraftLength
 from edge_sdk.engines.engine_gguf import GgufEngine
 from edge_sdk.kernel_faces import logits
@@ -70,15 +69,15 @@ class Function:
 
     def choose(self) -> Any:
         pick = random.Random(hash((self.seed, *self.seen[-2:])))
-        margin = pick.choice((0.01, 5.0, 5.0, 5.0))
+        margin = pick.choice((0.019, 5.0, 5.0, 5.0))
         best, second = pick.sample(range(8), 2)
-        chosen = second if self.together and margin < DOUBT else best
+        chosen = second if self.together and margin < 0.02 else best
         return logits.LogitsFigures(chosen, chosen, -0.1, 0.2, margin, 1.0)
 
 
-def answer(model: Function, most: int, lengths: DraftLength | None) -> tuple[list[int], Decoding]:
+def answer(model: Function, most: int, speculation: Speculation | None) -> tuple[list[int], Decoding]:
     """Tokens to the end, or to so many."""
-    answering = Decoding(model, model, list(model.seen), lengths)  # type: ignore[arg-type]
+    answering = Decoding(model, model, list(model.seen), speculation)  # type: ignore[arg-type]
     tokens: list[int] = []
     while len(tokens) < most and tokens[-1:] != [END]:
         tokens.append(answering.next(most - len(tokens)).chosen)
@@ -93,7 +92,7 @@ def answer(model: Function, most: int, lengths: DraftLength | None) -> tuple[lis
 )
 def test_a_drafted_answer_is_the_plain_one(seed: int, prompt: list[int], most: int, batch: int) -> None:
     drafted, plain = Function(seed, prompt, batch), Function(seed, prompt, batch)
-    tokens, answering = answer(drafted, most, Eager())
+    tokens, answering = answer(drafted, most, Speculation(Eager()))
     assert tokens == answer(plain, most, None)[0]
     assert drafted.seen == plain.seen  # not the last one given, and nothing that was only drafted
     answering.end()
@@ -104,7 +103,7 @@ def test_a_drafted_answer_is_the_plain_one(seed: int, prompt: list[int], most: i
 def test_an_answer_that_goes_round_is_mostly_accepted() -> None:
     model = Function(1, [1], 512)
     model.choose = lambda: logits.LogitsFigures(t := model.seen[-1] % 5 + 1, t, -0.1, 0.2, 5.0, 1.0)  # type: ignore[method-assign]
-    tokens, answering = answer(model, 50, Eager())
+    tokens, answering = answer(model, 50, Speculation(Eager()))
     assert tokens[:6] == [2, 3, 4, 5, 1, 2]
     assert answering.accepted > 35
 
@@ -126,7 +125,7 @@ def plain(tiny: Path) -> Iterator[GgufEngine]:
 @pytest.fixture(scope="module")
 def eager(tiny: Path) -> Iterator[GgufEngine]:
     with GgufEngine.open(tiny, threads=1) as opened:
-        opened._drafts = Eager()
+        opened._speculation = Speculation(Eager())
         yield opened
 
 
@@ -196,20 +195,35 @@ def test_an_answer_may_end_anywhere(plain: GgufEngine, eager: GgufEngine, given:
     ]
 
 
-def test_a_row_in_doubt_is_evaluated_alone(
-    plain: GgufEngine, eager: GgufEngine, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(decoding, "DOUBT", float("inf"))
-    generation = eager.generate(PROMPT, GenerateOptions(max_tokens=40))
-    assert [token.id for token in generation] == [
-        token.id for token in plain.generate(PROMPT, GenerateOptions(max_tokens=40))
-    ]
+def test_a_row_in_doubt_is_evaluated_alone(plain: GgufEngine, tiny: Path) -> None:
+    with GgufEngine.open(tiny, threads=1) as opened:
+        opened._speculation = Speculation(Eager())
+        opened._speculation.trust.bound = float("inf")
+        opened._speculation.trust.compare = lambda together, alone: differences.append(abs(together - alone))  # type: ignore[method-assign]
+        differences: list[float] = []
+        generation = opened.generate(PROMPT, GenerateOptions(max_tokens=40))
+        tokens = [token.id for token in generation]
+    assert tokens == [token.id for token in plain.generate(PROMPT, GenerateOptions(max_tokens=40))]
     assert (generation.result.drafted_tokens > 0, generation.result.accepted_tokens) == (True, 0)
+    assert len(differences) > 10
+    assert max(differences) < 1e-4
+
+
+def test_what_rows_differ_by_makes_the_bound() -> None:
+    trust = Trust()
+    first = trust.bound
+    for _ in range(7):
+        trust.compare(0.3, 0.3)
+    assert trust.bound == first  # too little is known
+    trust.compare(0.3, 0.3)
+    assert trust.bound == 0.02
+    trust.compare(0.01, -0.05)  # the other token alone
+    assert trust.bound == pytest.approx(0.48)
 
 
 def test_a_memory_that_cannot_be_cut_holds_the_same_in_the_end(tiny: Path, plain: GgufEngine) -> None:
     with GgufEngine.open(tiny, threads=1) as opened:
-        opened._drafts = Eager()
+        opened._speculation = Speculation(Eager())
         lib = opened._model._lib
         opened._model._lib = _Refusing(lib)
         generation = opened.generate(PROMPT, GenerateOptions(max_tokens=40))
@@ -235,7 +249,7 @@ def test_a_batch_is_no_larger_than_the_context_allows(tiny: Path, plain: GgufEng
     from edge_sdk.engines.profile import Tuning
 
     with GgufEngine.open(tiny, threads=1, tuning=Tuning(batch=4)) as opened:
-        opened._drafts = Eager()
+        opened._speculation = Speculation(Eager())
         generation = opened.generate(PROMPT, GenerateOptions(max_tokens=40))
         tokens = [token.id for token in generation]
         assert generation.result.accepted_tokens > 0
@@ -263,7 +277,7 @@ def test_quoting_answers_are_those_of_plain_decoding(smollm2_path: Path, questio
     for speculation in (False, True):
         with GgufEngine.open(smollm2_path, context=512, threads=1, speculation=speculation) as engine:
             if speculation:
-                engine._drafts = Eager()
+                engine._speculation = Speculation(Eager())
             prompt = engine.render([Message("system", ask), Message("user", f"{PASSAGE}\n\nQuestion: {question}")])
             generation = engine.generate(prompt, options)
             answers.append([token.id for token in generation])

@@ -44,7 +44,7 @@ class DraftLength:
         self._single = 0.0
         self._singles = 0
         self._ratios = {size: deque((cost, cost), maxlen=_TIMES) for size, cost in _COSTS.items()}
-        self._costs = dict(_COSTS)
+        self.costs = dict(_COSTS)
         self._right = [chance * _WEIGHT for chance in _CHANCES]
         self._seen = [_WEIGHT] * len(_CHANCES)
 
@@ -58,7 +58,7 @@ class DraftLength:
             return 0
         best, rate = 0, _MARGIN
         expected, chance, length = 1.0, 1.0, 0
-        for size, cost in self._costs.items():
+        for size, cost in self.costs.items():
             if size > most + 1 or cost - 1 > self.credit:
                 break
             while length < size - 1:
@@ -102,7 +102,7 @@ class DraftLength:
 
     def _note(self, size: int, cost: float) -> None:
         self._ratios[size].append(cost)
-        self._costs[size] = median(self._ratios[size])
+        self.costs[size] = median(self._ratios[size])
 
 
 def _level(match: int) -> int:

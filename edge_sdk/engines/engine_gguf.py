@@ -24,8 +24,7 @@ from ..model_files.gguf_adapter import read_adapter
 from ..model_files.gguf_header import GgufHeader, read_header
 from ..records import FinishReason, GenerateOptions, GenerationResult, Message, Token
 from .chat_template import ChatTemplate
-from .decoding import Decoding
-from .draft_length import DraftLength
+from .decoding import Decoding, Speculation
 from .engine import Generation, TextStream, adapted_fingerprint, check_options, file_fingerprint
 from .llama import LlamaModel, library
 from .llama_sampler import Sampler
@@ -60,7 +59,7 @@ class GgufEngine:
         self._taken = threading.Lock()  # by a generation, for as long as it runs
         self._native = threading.Lock()  # by whoever is inside llama.cpp
         self._closed = Event()
-        self._drafts: DraftLength | None = None
+        self._speculation: Speculation | None = None
         self._prefixes: PrefixCache | None = None
 
     @classmethod
@@ -115,7 +114,7 @@ class GgufEngine:
         engine._prefixes = prefix_cache
         engine._adapter = used
         if speculation and model.forgets:
-            engine._drafts = DraftLength()
+            engine._speculation = Speculation()
         return engine
 
     @property
@@ -262,8 +261,7 @@ class GgufEngine:
             prefilling = time.perf_counter() - started
             if not complete:
                 return GenerationResult("cancelled", len(prompt), cached, 0, prefilling * 1e3, 0.0)
-            drafts = self._drafts if sampler.greedy else None
-            answer = Decoding(self._model, sampler, prompt, drafts)
+            answer = Decoding(self._model, sampler, prompt, self._speculation if sampler.greedy else None)
             try:
                 reason, produced, decoding = yield from self._decode(answer, options, cancel)
             finally:

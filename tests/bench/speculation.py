@@ -19,7 +19,7 @@ from typing import Any
 
 from edge_sdk.commands.measure import stamped
 from edge_sdk.device import default_threads
-from edge_sdk.engines.draft_length import DraftLength
+from edge_sdk.engines.decoding import Speculation
 from edge_sdk.engines.engine_gguf import GgufEngine
 from edge_sdk.engines.profile import Tuning
 from edge_sdk.records import GenerateOptions, GenerationResult, Message
@@ -48,16 +48,16 @@ def prompts(engine: GgufEngine, data: Path, kind: str) -> list[str]:
 
 
 def run(
-    engine: GgufEngine, prompt: str, tokens: int, drafts: DraftLength | None
+    engine: GgufEngine, prompt: str, tokens: int, drafts: Speculation | None
 ) -> tuple[list[int], GenerationResult]:
-    engine._drafts = drafts
+    engine._speculation = drafts
     generation = engine.generate(prompt, GenerateOptions(max_tokens=tokens))
     return [token.id for token in generation], generation.result
 
 
 def compare(engine: GgufEngine, made: list[str], questions: int, tokens: int, rounds: int) -> dict[str, Any]:
     """What one kind of answers gives; short ones are passed over."""
-    drafts = DraftLength()
+    drafts = Speculation()
     rows: list[dict[str, Any]] = []
     turn = count()
     for prompt in made:
@@ -95,7 +95,8 @@ def compare(engine: GgufEngine, made: list[str], questions: int, tokens: int, ro
         "accepted_of_drafted": round(sum(r["accepted"] for r in rows) / max(1, sum(r["drafted"] for r in rows)), 3),
         "all_the_same": all(row["same"] for row in rows),
         "rows": rows,
-        "costs": {size: round(cost, 2) for size, cost in drafts._costs.items()},
+        "costs": {size: round(cost, 2) for size, cost in drafts.lengths.costs.items()},
+        "trusted_margin": round(drafts.trust.bound, 4),
     }
 
 
