@@ -17,7 +17,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -225,6 +225,7 @@ def _models(settings: Settings, bundle: Inspection | None, problems: list[str]) 
             problems.append(f"model {row.name} is {row.state} ({row.problem}): run `edge pull {row.name}`")
         elif row.format == "gguf" and row.role == "decoder":
             yield from _profile(row.name, settings, problems)
+            yield from _memory(row.name, settings)
     reported = {name for row in rows if row.state in ("damaged", "incomplete") for name in (row.name, *row.aliases)}
     bundled = _bundled(settings, bundle)
     wanted = {part: getattr(settings, part) for part in ("encoder", "model") if part not in bundled}
@@ -254,6 +255,28 @@ def _profile(name: str, settings: Settings, problems: list[str]) -> Iterator[tup
         ratio = profile.figures.get("prefill_ratio")
         faster = f", prefill {ratio:.1f} times as fast" if isinstance(ratio, float) else ""
         yield f"{name} tuned", f"{file}, {profile.threads or 'default'} threads{faster}"
+
+
+def _memory(name: str, settings: Settings) -> Iterator[tuple[str, str]]:
+    """What the model would take with the settings beside what it may; nothing where its header cannot be read."""
+    from .engines.memory import estimate_memory, room
+    from .engines.profile import DEFAULT, find_profile
+    from .model_files.gguf_header import read_header
+
+    try:
+        path = resolve(name, settings).path
+        profile = find_profile(settings.home, path)
+        header = read_header(Path(profile.file) if profile is not None and profile.file else path)
+    except EdgeError:  # said above, or when it is loaded
+        return
+    tuning = DEFAULT if profile is None else profile.tuning
+    if settings.cache_type is not None:
+        tuning = replace(tuning, cache_type=settings.cache_type.upper())
+    context = min(settings.context, header.context_length or settings.context)
+    estimate, free = estimate_memory(header, context, tuning), device.available_memory()
+    parts = ", ".join(f"{what} {size / 1e6:,.0f}" for what, size in estimate.parts().items())
+    may = "" if free is None else f"; {room(free) / 1e6:,.0f} MB may be taken"
+    yield f"{name} memory", f"{estimate.needed / 1e6:,.0f} MB with a context of {context:,} ({parts}){may}"
 
 
 def _inspected(settings: Settings, problems: list[str]) -> Inspection | None:

@@ -24,6 +24,7 @@ from .drafting import Draft, Drafter, Manner, abstention, local_answer
 from .errors import EdgeError, StoreError
 from .extracting import Extractor, Reader
 from .handoff import Handoff, Missed, Topic
+from .idle import IdleTimer, while_busy
 from .judge import Judge
 from .privacy.gate import PrivacyPolicy
 from .prompt import Reading, Style
@@ -67,15 +68,17 @@ class Edge:
         calibrations: Calibrations | None = None,
         sampling: GenerateOptions | None = None,
         reader: Callable[[], Reader | None] | None = None,
+        unload_after: float | None = None,
     ) -> None:
         """`engine` gives the loaded model and how it reads documents best, `sampling` how it writes best: greedily,
         unless given. Without `calibrations` no answer has a probability. Nothing leaves the device unless there is
         a `remote` and `privacy` has another mode than `local_only`; `policy` is then to ask it when unsure.
 
         A `reader` is asked before the model: what it finds tells how good the passages are, and is the answer where
-        a calibration of its own is sure enough of it.
+        a calibration of its own is sure enough of it. After `unload_after` idle seconds the model is freed.
         """
         self.store = store
+        self.idle = IdleTimer(unload_after, self.unload)
         self.remote = remote
         self.privacy = privacy or PrivacyPolicy()
         self.consent = consent
@@ -122,6 +125,7 @@ class Edge:
             calibrations=calibrations,
             sampling=sampling,
             reader=lambda: loading.load_reader(settings),
+            unload_after=settings.unload_after,
         )
 
     @cached_property
@@ -136,7 +140,7 @@ class Edge:
 
     @cached_property
     def _drafter(self) -> Drafter:
-        return Drafter(*self._open_engine(), self._sampling)
+        return Drafter(*self._open_engine(), self._sampling, lambda texts: self.encoder.encode(texts))
 
     @cached_property
     def extractor(self) -> Extractor | None:
@@ -146,8 +150,13 @@ class Edge:
 
     @property
     def engine(self) -> Engine:
-        """The language model, loaded on first use."""
+        """The language model, loaded on first use; another object after `unload`."""
         return self._drafter.engine
+
+    def unload(self) -> None:
+        """Free the language model; the next question loads it again. A running answer ends with `EngineError`."""
+        if drafter := self.__dict__.pop("_drafter", None):
+            drafter.engine.close()
 
     def add(
         self, sources: Iterable[str | Path], *, progress: Progress | None = None, cancel: Flag | None = None
@@ -159,12 +168,17 @@ class Edge:
         return list(self.add_each(sources, progress=progress, cancel=cancel))
 
     def add_each(
-        self, sources: Iterable[str | Path], *, progress: Progress | None = None, cancel: Flag | None = None
+        self,
+        sources: Iterable[str | Path],
+        *,
+        progress: Progress | None = None,
+        cancel: Flag | None = None,
+        background: bool = True,
     ) -> Iterator[AddReport]:
         """Like `add`, one report at a time: each document is durable as soon as its report is there."""
         from .ingest import add
 
-        return add(self.store, self.encoder, sources, progress=progress, cancel=cancel)
+        return add(self.store, self.encoder, sources, progress=progress, cancel=cancel, background=background)
 
     def search(self, question: str, k: int = 8) -> list[Hit]:
         """The k best passages, best first. An empty store gives an empty list."""
@@ -193,6 +207,7 @@ class Edge:
                 return event.answer
         raise EdgeError("the answer was interrupted")
 
+    @while_busy
     def stream(
         self,
         question: str,
@@ -272,8 +287,8 @@ class Edge:
 
     def close(self) -> None:
         """Free the model and close the store."""
-        if "_drafter" in self.__dict__:
-            self.engine.close()
+        self.idle.stop()
+        self.unload()
         self.store.close()
 
     def __enter__(self) -> Edge:

@@ -17,6 +17,7 @@ from pathlib import Path
 from threading import Event
 from typing import TYPE_CHECKING, Protocol
 
+from .device import give_way
 from .documents.chunk import chunk_document, embedding_text
 from .documents.parse import DEFAULT_LIMITS, SUFFIXES, ParseLimits, content_hash, parse_bytes, read_document
 from .documents.python_source import PREFIX, list_modules, parse_module
@@ -52,6 +53,7 @@ def add(
     progress: Progress | None = None,
     cancel: Event | None = None,
     again: bool = False,
+    background: bool = True,
 ) -> Iterator[AddReport]:
     """Add or update documents, one report each, in order.
 
@@ -60,10 +62,11 @@ def add(
     and the rest goes on; errors of the store and the encoder are raised. A document whose content hash is
     that of the stored one is `unchanged`, unless `again` is set. Setting `cancel` ends the run before the
     next document or slice of passages; what is stored is still reported. Documents whose vectors are there are
-    stored together when the first report of them is asked for; the encoder is called in a thread of its own.
+    stored together when the first report of them is asked for; the encoder is called in a thread of its own, which
+    gives way to other threads and processes if this is to be in the `background`.
     """
     store.use_encoder(encoder.fingerprint, encoder.dimension)
-    return _Run(store, encoder, limits, progress, cancel or Event(), again).reports(sources)
+    return _Run(store, encoder, limits, progress, cancel or Event(), again, background).reports(sources)
 
 
 def document_name(source: str | Path) -> str:
@@ -154,9 +157,9 @@ class _Cut:
 class _Ahead:
     """Embeds passages in a thread of its own, slice by slice, so that memory stays flat."""
 
-    def __init__(self, encoder: Encoder) -> None:
+    def __init__(self, encoder: Encoder, background: bool) -> None:
         self._encoder = encoder
-        self._pool = ThreadPoolExecutor(1, "edge-ingest")
+        self._pool = ThreadPoolExecutor(1, "edge-ingest", initializer=give_way if background else None)
         self._last: Future[None] = Future()
         self._last.set_result(None)
         self._texts: list[str] = []
@@ -212,11 +215,12 @@ class _Run:
     progress: Progress | None
     cancel: Event
     again: bool
+    background: bool
 
     def reports(self, sources: Iterable[str | Path]) -> Iterator[AddReport]:
         tasks = list({task.name: task for source in sources for task in _tasks(source)}.values())
         silent = {task.package for task in tasks if task.package}
-        with closing(_Ahead(self.encoder)) as ahead:
+        with closing(_Ahead(self.encoder, self.background)) as ahead:
             prepared: deque[_Cut | AddReport | None] = deque()
             for done, task in enumerate(tasks):
                 if self.cancel.is_set() and not (prepared and isinstance(prepared[0], AddReport)):

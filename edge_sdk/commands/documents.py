@@ -35,7 +35,7 @@ def add_command(settings: Settings, sources: tuple[str, ...], label: str | None,
             _stored(label)
         )  # in one transaction with the text: it is never there without its label
         with progress_bar("adding") as bar:
-            for report in edge.add_each(sources, progress=bar, cancel=cancel):
+            for report in edge.add_each(sources, progress=bar, cancel=cancel, background=settings.background):
                 reports.append(report)
                 if report.status == "unchanged" and label is not None:
                     edge.store.set_label(report.name, _stored(label) or "")
@@ -123,6 +123,7 @@ def label_command(settings: Settings, names: tuple[str, ...], label: str, as_jso
 @options("store")
 def remove_command(settings: Settings, names: tuple[str, ...], as_json: bool) -> int:
     """Remove documents by the names that `edge list` shows, or by their paths."""
+    from ..engines.prefix_folder import FOLDER, PrefixFolder
     from ..ingest import document_name
 
     with open_store(settings) as store:
@@ -132,6 +133,8 @@ def remove_command(settings: Settings, names: tuple[str, ...], as_json: bool) ->
         for name in names:
             known = name if name in present else document_name(name)
             (removed if store.delete(known) else missing).append(known)
+    if removed:  # evaluated prompts may hold their text
+        PrefixFolder(settings.home / FOLDER, 0).clear()
     if as_json:
         print_json({"removed": removed, "missing": missing})
     else:

@@ -54,7 +54,7 @@ def models_command(settings: Settings, verify: bool, as_json: bool) -> int:
 
 
 @click.command()
-@options("store", "bundle", "require_signature", "model", "adapter", "encoder", "context", "threads")
+@options("store", "bundle", "require_signature", "model", "adapter", "encoder", "context", "cache_type", "threads")
 def doctor_command(settings: Settings, as_json: bool) -> int:
     """Print versions, CPU, memory, models and settings, and say what is wrong and how to mend it."""
     from ..doctor import diagnose

@@ -1,0 +1,140 @@
+"""The number of threads, against simulated machines on which other processes come and go."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from edge_sdk.engines.threads import EvaluationThreads, ThreadPace
+
+ONE = 0.0075  # seconds a token on one thread
+
+
+def alone(threads: int) -> float:
+    return ONE * (0.25 + 0.75 / threads)
+
+
+def beside_a_busy_process(threads: int, cores: int = 2, slow: float = 8.0) -> float:
+    return alone(threads) if threads < cores else slow * ONE
+
+
+def spent(pace: ThreadPace, steps: int, machine: Callable[[int], float]) -> tuple[float, int]:
+    """Seconds that all steps took, and how often the number changed."""
+    total, changes = 0.0, 0
+    for _ in range(steps):
+        threads = pace.threads
+        seconds = machine(threads)
+        total += seconds
+        pace.took(seconds)
+        changes += pace.threads != threads
+    return total, changes
+
+
+@pytest.mark.parametrize("most", [1, 2, 3, 4, 8])
+def test_alone_all_threads_are_used_and_trying_one_costs_next_to_nothing(most: int) -> None:
+    pace = ThreadPace(most)
+    total, changes = spent(pace, 1000, alone)
+    assert pace.threads == most
+    assert changes <= 2
+    assert total <= 1.01 * 1000 * alone(most)
+
+
+@pytest.mark.parametrize("most", [2, 4, 8])
+@pytest.mark.parametrize("warm", [0, 200])
+@pytest.mark.parametrize("slow", [3.0, 8.0, 700.0])
+def test_beside_a_busy_process_it_is_about_as_fast_as_fewer_threads(most: int, warm: int, slow: float) -> None:
+    pace = ThreadPace(most)
+    spent(pace, warm, alone)
+    spent(pace, 10, lambda threads: beside_a_busy_process(threads, most, slow))  # until it is noticed
+    total, _ = spent(pace, 4000, lambda threads: beside_a_busy_process(threads, most, slow))
+    assert total <= 1.07 * 4000 * ONE
+
+
+def test_it_comes_back_when_the_core_is_free_again() -> None:
+    pace = ThreadPace(2)
+    spent(pace, 100, alone)
+    spent(pace, 300, beside_a_busy_process)
+    assert pace.threads == 1
+    spent(pace, 600, alone)
+    assert pace.threads == 2
+    assert spent(pace, 1000, alone)[1] == 0
+
+
+def test_a_single_hiccup_costs_a_few_slower_steps() -> None:
+    pace = ThreadPace(2)
+    spent(pace, 500, alone)
+    pace.took(30 * ONE)
+    assert pace.threads == 1
+    total, _ = spent(pace, 500, alone)
+    assert pace.threads == 2
+    assert total <= 500 * alone(2) + 20 * ONE
+
+
+def test_after_a_sleep_of_the_machine_it_recovers() -> None:
+    pace = ThreadPace(2)
+    pace.took(alone(2))
+    spent(pace, 50, alone)
+    pace.took(36_000.0)
+    spent(pace, 50_000, alone)
+    assert pace.threads == 2
+
+
+def test_two_threads_that_are_no_faster_are_not_tried_all_the_time() -> None:
+    pace = ThreadPace(2)
+    total, changes = spent(pace, 5000, lambda threads: ONE * (1.3 if threads == 2 else 1.0))
+    assert total <= 1.06 * 5000 * ONE
+    assert changes < 100
+
+
+@given(
+    most=st.sampled_from([2, 3, 4, 8]),
+    seed=st.integers(0, 2**32),
+    phases=st.lists(st.tuples(st.integers(1, 400), st.floats(0.5, 100.0)), min_size=1, max_size=12),
+    noise=st.floats(0.0, 0.15),
+)
+def test_all_steps_together_are_never_much_slower_than_one_thread(
+    most: int, seed: int, phases: list[tuple[int, float]], noise: float
+) -> None:
+    """In each phase the threads, more than one, are `slow` times as slow as one, or as fast as they should be."""
+    pick, pace = random.Random(seed), ThreadPace(most)
+    total = plain = worst = 0.0
+    changes = steps = 0
+    for length, slow in phases:
+        busy = slow if slow > 1 else 0.0
+        worst = max(worst, busy)
+
+        def machine(threads: int, busy: float = busy) -> float:
+            nonlocal plain
+            wobble = pick.lognormvariate(0.0, noise)
+            plain += ONE * wobble
+            return (busy * ONE if busy and threads > 1 else alone(threads)) * wobble
+
+        seconds, moved = spent(pace, length, machine)
+        total, changes, steps = total + seconds, changes + moved, steps + length
+    # The first losses: what is learnt before one thread has been tried, and an attempt on each number of threads.
+    first = 4 * (3 + 2) * max(1.0, worst) * ONE + 20 * ONE
+    assert total <= 1.12 * plain + first
+    assert changes <= 4 + steps / 4  # no flapping
+
+
+def test_batches_follow_who_else_is_busy() -> None:
+    looks = iter([2.0, 0.9, None, 1.8, -7.0])
+    threads = EvaluationThreads(2, lambda: next(looks))
+    chosen = []
+    for _ in range(5):
+        chosen.append(threads.begin(512))
+        threads.end(512, 0.4)
+    assert chosen == [2, 1, 1, 2, 1]  # where nothing is known, as before
+
+
+def test_single_tokens_teach_and_short_batches_follow_them() -> None:
+    threads = EvaluationThreads(2, lambda: None)
+    for _ in range(10):
+        threads.end(1, beside_a_busy_process(threads.begin(1)))
+    assert threads.begin(1) == threads.begin(4) == 1
+    threads.end(4, 5.0)
+    assert threads.begin(1) == 1
