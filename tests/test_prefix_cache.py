@@ -545,10 +545,11 @@ def test_another_model_template_or_setting_is_not_served(
     assert answered(tiny, tmp_path, PROMPT)[0] > 100
 
 
-def test_an_adapter_has_prefixes_of_its_own(tiny: Path, tmp_path: Path) -> None:
+def test_an_adapter_has_prefixes_of_its_own(tmp_path: Path) -> None:
+    pytest.importorskip("llama_cpp")
     from edge_sdk.engines.engine_gguf import GgufEngine
 
-    adapter = tiny_adapter(tmp_path / "a.gguf")
+    tiny, adapter = tiny_llama(tmp_path / "tiny.gguf"), tiny_adapter(tmp_path / "a.gguf")
     cold = answered(tiny, None, PROMPT, adapter=adapter)
     folder = tmp_path / "prefixes"
     answered(tiny, folder, PROMPT)
@@ -649,46 +650,41 @@ from pathlib import Path
 from edge_sdk.engines.engine_gguf import GgufEngine
 from edge_sdk.engines.prefix_cache import PrefixCache
 from edge_sdk.records import GenerateOptions
-file, folder, close, prompt = sys.argv[1:]
-cache = PrefixCache(Path(folder), 256 << 20) if folder else None
-engine = GgufEngine.open(Path(file), context=1024, threads=1, prefix_cache=cache)
-generation = engine.generate(prompt, GenerateOptions(max_tokens=8))
-tokens = [(token.id, token.logprob, token.entropy, token.margin) for token in generation]
-result = generation.result
-print(json.dumps([result.cached_tokens, result.prompt_tokens, tokens]))
+file, folder, close, *prompts = sys.argv[1:]
+cache = PrefixCache(Path(folder), 256 << 20)
+engine = GgufEngine.open(Path(file), context=512, threads=1, prefix_cache=cache)
+for prompt in prompts:
+    generation = engine.generate(prompt, GenerateOptions(max_tokens=10))
+    tokens = [(token.id, token.logprob, token.entropy, token.margin) for token in generation]
+    print(json.dumps([generation.result.cached_tokens, tokens]))
 if close:
     engine.close()
 """
 
 
-def in_a_process(file: Path, folder: Path | str, prompt: str, *, close: bool = True) -> tuple[Figures, int]:
-    """Figures, and the tokens of the prompt."""
+def in_a_process(file: Path, folder: Path, *prompts: str, close: bool = True) -> list[Figures]:
     done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, str(file), str(folder), "1" if close else "", prompt],
+        [sys.executable, "-c", PROGRAM, str(file), str(folder), "1" if close else "", *prompts],
         cwd=Path(__file__).parents[1], capture_output=True, text=True, timeout=120,
     )  # fmt: skip
     assert (done.returncode, done.stderr) == (0, "")
-    cached, prompt_tokens, tokens = json.loads(done.stdout)
-    return (cached, tokens), prompt_tokens
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    return [(cached, [tuple(token) for token in tokens]) for cached, tokens in rows]
 
 
 @pytest.mark.parametrize("close", [True, False])
 def test_a_program_that_ends_leaves_its_prefix_closed_or_not(tiny: Path, tmp_path: Path, close: bool) -> None:
     in_a_process(tiny, tmp_path, PROMPT, close=close)
     assert len(files(tmp_path)) == 1
-    (warm, _), cold = in_a_process(tiny, tmp_path, ANOTHER, close=close), answered(tiny, None, ANOTHER)
-    assert warm[0] > 100
-    assert len(warm[1]) == 8
-    assert alike(warm, (0, cold[1][:8]))
+    assert answered(tiny, tmp_path, ANOTHER) == answered(tiny, None, PROMPT, ANOTHER)
 
 
 @pytest.mark.model
 def test_smollm2_starts_warm_in_a_second_process(smollm2_path: Path, tmp_path: Path) -> None:
     beginning = "The pump is switched on by the green key. " * 12
-    one, two = beginning + "What is the key for?", beginning + "How is the pump switched on? Say it briefly."
-    in_a_process(smollm2_path, tmp_path, one)
-    (warm, tokens), (cold, _) = in_a_process(smollm2_path, tmp_path, two), in_a_process(smollm2_path, "", two)
-    assert cold[0] == 0
-    assert tokens - 15 <= warm[0] < tokens
-    assert [row[0] for row in warm[1]] == [row[0] for row in cold[1]]
-    assert np.allclose(warm[1], cold[1], rtol=0, atol=1e-3)
+    one, two = beginning + "What is the key for?", beginning + "To switch it on, you have to press"
+    _, kept = in_a_process(smollm2_path, tmp_path, one, two)
+    (restored,) = in_a_process(smollm2_path, tmp_path, two)
+    assert restored == kept
+    assert 100 < restored[0] < 150
+    assert len(restored[1]) > 1
