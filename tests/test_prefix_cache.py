@@ -614,7 +614,7 @@ def test_however_a_generation_ends_what_is_kept_is_right(tiny: Path, tmp_path: P
                 generation.close()
             del generation
     prompt = long if end == "stopped in the prefill" else PROMPT
-    opening = {"context": 4096, "tuning": Tuning(batch=64)}
+    opening: dict[str, Any] = {"context": 4096, "tuning": Tuning(batch=64)}
     warm, cold = answered(tiny, tmp_path, prompt, **opening), answered(tiny, None, prompt, **opening)
     assert warm[0] > 24
     assert alike(warm, cold)

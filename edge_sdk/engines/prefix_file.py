@@ -75,7 +75,7 @@ def read_prefix(path: Path, key: bytes) -> Prefix:
         state = np.empty(size, np.uint8)
         view = memoryview(state.data)
         while view:
-            got = file.readinto(view)  # type: ignore[attr-defined]
+            got = file.readinto(view)
             if not got:
                 raise ValueError("the state is cut off")
             view = view[got:]

@@ -164,7 +164,7 @@ def main() -> None:
             )
 
     def median(contender: str, which: str) -> float:
-        return statistics.median(row[contender][which]["ms"] for row in rounds)
+        return float(statistics.median(row[contender][which]["ms"] for row in rounds))
 
     base = {name: median(name, "first") for name in CONTENDERS}
     same = median("fresh_process", "second")
