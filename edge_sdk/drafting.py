@@ -95,7 +95,7 @@ class Drafter:
             manner.conversation.append(question, prompt.messages[-1], raw, labels)
         return Draft(
             cited,
-            _reasons(prompt, cited, end.finish_reason),
+            _reasons(prompt, cited, end.finish_reason, chosen=self.reading.evidence_tokens > 0),
             end.prefill_ms,
             end.decode_ms,
             TokenCounts(end.prompt_tokens, end.cached_tokens, end.completion_tokens),
@@ -204,8 +204,9 @@ def abstention(reasons: tuple[str, ...], draft: Draft) -> Answer:
     )
 
 
-def _reasons(prompt: Prompt, cited: CitedText, finish_reason: str) -> tuple[str, ...]:
-    reasons = [f"read {len(prompt.passages)} passages in {prompt.tokens} prompt tokens"]
+def _reasons(prompt: Prompt, cited: CitedText, finish_reason: str, *, chosen: bool) -> tuple[str, ...]:
+    read = "sentences of " if chosen else ""
+    reasons = [f"read {read}{len(prompt.passages)} passages in {prompt.tokens} prompt tokens"]
     if finish_reason == "length":
         reasons.append("cut at the token limit")
     if finish_reason == "cancelled":

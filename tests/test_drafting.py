@@ -17,7 +17,7 @@ from edge_sdk.confidence.logistic import Term
 from edge_sdk.conversation import Conversation
 from edge_sdk.drafting import Draft, Drafter, Manner
 from edge_sdk.engines.engine import Generation
-from edge_sdk.fakes import FakeEngine
+from edge_sdk.fakes import FakeEncoder, FakeEngine
 from edge_sdk.judge import Judge
 from edge_sdk.prompt import Reading
 from edge_sdk.records import Event, GenerateOptions, Message
@@ -125,6 +125,48 @@ def test_an_answer_at_the_token_limit_is_signalled() -> None:
     assert "cut at the token limit" in found.reasons
 
 
+# --- evidence -----------------------------------------------------------------------------------------
+
+RAIN = "It rained all day. Gustave Eiffel built the tower in 1889. The streets were wet and nobody went out."
+PASSAGES = [hit("Nothing is said here. Nor here.", 0.1, rank=2), hit(RAIN)]
+
+
+def chosen(
+    tokens: int, question: str = QUESTION, conversation: Conversation | None = None
+) -> tuple[FakeEngine, Draft]:
+    engine = FakeEngine("Gustave Eiffel built it in 1889.")
+    it = Drafter(engine, Reading(600, False, tokens), encode=FakeEncoder().encode)
+    return engine, drafted(it.draft(question, PASSAGES, judge(), Manner(conversation=conversation)))[1]
+
+
+def test_only_the_chosen_sentences_are_sent_and_the_citation_points_into_the_whole_passage() -> None:
+    engine, found = chosen(12)
+    assert "Gustave Eiffel built the tower in 1889." in engine.prompts[0]
+    assert not any(other in engine.prompts[0] for other in ("It rained", "The streets", "Nothing is said"))
+    (citation,) = found.cited.citations
+    assert citation.quote == RAIN[citation.start : citation.end] == "Gustave Eiffel built the tower in 1889."
+    assert found.passages == (PASSAGES[1].passage,)
+    assert any(reason.startswith("read sentences of 1 passages") for reason in found.reasons)
+    whole, before = chosen(0)
+    assert RAIN in whole.prompts[0]
+    assert before.tokens.prompt > found.tokens.prompt
+    assert any(reason.startswith("read 2 passages") for reason in before.reasons)
+
+
+def test_a_question_that_follows_up_is_understood_with_the_one_before() -> None:
+    conversation = Conversation()
+    chosen(12, conversation=conversation)
+    engine, _ = chosen(12, "And when?", conversation)
+    assert "Gustave Eiffel built the tower in 1889." in engine.prompts[0].rsplit("<|user|>", 1)[1]
+
+
+def test_vectors_that_help_to_choose_are_part_of_the_set_up() -> None:
+    words = drafter(evidence_tokens=150)
+    both = replace(words, encode=FakeEncoder().encode)
+    assert both.setup("bm25", "MiniLM").differences(words.setup("bm25", "MiniLM")) == ["passages"]
+    assert replace(both, reading=Reading(600, False)).setup("bm25", "MiniLM") == drafter().setup("bm25", "MiniLM")
+
+
 # --- what a calibration is filed under -------------------------------------------------------------
 
 
@@ -160,6 +202,7 @@ def drafter(engine: FakeEngine | None = None, **reading: object) -> Drafter:
         (lambda: drafter().setup("other", "MiniLM"), ["retrieval"]),
         (lambda: drafter().setup("bm25", "mpnet"), ["encoder"]),
         (lambda: drafter(FakeEngine(context=320)).setup("bm25", "MiniLM"), ["passages"]),
+        (lambda: drafter(evidence_tokens=150).setup("bm25", "MiniLM"), ["passages"]),
     ],
 )
 def test_each_change_of_the_set_up_is_named(other: Callable[[], drafting.Setup], named: list[str]) -> None:

@@ -84,17 +84,12 @@ def test_with_room_for_all_the_passages_are_whole() -> None:
     ("question", "budget", "expected"),
     [
         ("Who built the tower?", 7, "The tower was built by Gustave Eiffel."),
-        ("What does the river flow through?", 4, "It flows through Basel."),
+        ("What flows through Basel?", 4, "It flows through Basel."),
     ],
 )
 def test_the_sentence_with_the_questions_rare_words_comes_first(question: str, budget: int, expected: str) -> None:
     found = choose(question, [hit(TOWER), hit(RIVER, 2)], budget, count=count)
     assert texts(found) == [expected]
-
-
-def test_the_neighbour_of_a_telling_sentence_comes_before_one_that_is_far_from_it() -> None:
-    found = choose("How high is the tower that Gustave Eiffel built?", [hit(TOWER)], 12, count=count)
-    assert texts(found) == ["The tower was built by Gustave Eiffel. Its height is 330 metres."]
 
 
 def test_vectors_find_what_says_it_in_other_words() -> None:

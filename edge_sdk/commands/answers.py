@@ -22,7 +22,7 @@ from .options import cancel_on_interrupt, console, options, print_json
 
 _MODELS = (
     *("store", "bundle", "require_signature", "model", "adapter", "encoder", "reader", "context", "threads"),
-    *("cache_type", "isolated"),
+    *("evidence_tokens", "cache_type", "isolated"),
     *("remote", "remote_model", "remote_key_file", "remote_prices", "budget", "privacy", "privacy_send"),
 )
 

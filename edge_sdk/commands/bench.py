@@ -19,7 +19,10 @@ if TYPE_CHECKING:
 _PLOT = click.option(
     "--plot", type=click.Path(path_type=Path), help="Draw the figures into this file (.png, .svg)."
 )
-_ASKING = ("store", "bundle", "model", "adapter", "encoder", "reader", "context", "threads", "evidence_tokens")
+_ASKING = (
+    *("store", "bundle", "model", "adapter", "encoder", "reader", "context", "threads"),
+    *("evidence_tokens", "cache_type"),
+)
 
 
 @click.command()

@@ -22,7 +22,7 @@ from .options import cancel_on_interrupt, console, options, print_json, progress
 )
 @click.option("--limit", type=click.IntRange(1), help="Only the first questions.")
 @click.option("--out", type=click.Path(path_type=Path), help="Keep predictions here (JSONL) and resume.")
-@options("model", "adapter", "encoder", "reader", "context", "threads")
+@options("model", "adapter", "encoder", "reader", "context", "threads", "evidence_tokens")
 def eval_answers_command(settings: Settings, data: Path, limit: int | None, out: Path | None, as_json: bool) -> int:
     """Answer a question set with retrieval over its passages; print recall, exact match, F1 and rates."""
     from importlib import import_module
@@ -78,7 +78,7 @@ def eval_retrieval_command(settings: Settings, data: Path, as_json: bool) -> int
     "--resplits", default=200, show_default=True, type=click.IntRange(1), help="Halves to test promises on."
 )
 @options(
-    *("model", "adapter", "encoder", "reader", "context", "threads"),
+    *("model", "adapter", "encoder", "reader", "context", "threads", "evidence_tokens"),
     *("remote", "remote_model", "remote_key_file", "remote_prices", "budget", "privacy", "privacy_send"),
 )
 def eval_route_command(

@@ -37,7 +37,7 @@ _KINDS = ("marginal", "marginal_hp", "selective", "regret", "regret_hp")
 @click.option("--out", type=click.Path(path_type=Path), help="Keep the answers here (JSONL) and resume.")
 @options(
     *("store", "bundle", "require_signature", "model", "adapter", "encoder", "reader", "context", "threads"),
-    "cache_type",
+    *("evidence_tokens", "cache_type"),
     *("remote", "remote_model", "remote_key_file", "remote_prices", "budget", "privacy", "privacy_send"),
 )
 def calibrate_command(
