@@ -17,6 +17,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from threading import Event
+from typing import Any
 
 import pytest
 from gguf_files import tiny_llama
@@ -24,6 +25,7 @@ from gguf_files import tiny_llama
 pytest.importorskip("llama_cpp")
 
 from edge_sdk.engines import isolated, worker_process
+from edge_sdk.engines import worker as worker_module
 from edge_sdk.engines.engine import Engine
 from edge_sdk.engines.engine_gguf import GgufEngine
 from edge_sdk.engines.isolated import IsolatedEngine
@@ -38,6 +40,7 @@ from edge_sdk.errors import (
     ModelDamagedError,
     ModelNotFoundError,
 )
+from edge_sdk.fakes import FakeEngine
 from edge_sdk.records import GenerateOptions, Message
 
 PROMPT = "the cat and the hat, "
@@ -236,17 +239,33 @@ def test_a_prefill_is_cancelled_before_its_end(engine: IsolatedEngine) -> None:
     assert again.result.cached_tokens < again.result.prompt_tokens - 1
 
 
-def test_the_worker_is_not_far_ahead_of_its_reader(engine: IsolatedEngine) -> None:
-    generation = engine.generate(PROMPT, MANY)
-    next(generation)
-    process = engine._slot.process
-    assert process is not None
-    (unread,) = process._boxes.values()
-    assert eventually(lambda: unread.qsize() == 31)
-    for _ in range(20):
-        engine.count(LONG)
-    assert unread.qsize() == 31
-    assert len(list(generation)) == 399
+def test_a_worker_computes_no_more_than_what_is_wanted() -> None:
+    sent: list[list[Any]] = []
+    served = worker_module._Served(sent.append)
+    engine = FakeEngine("one two three four five six seven eight nine ten eleven twelve")
+    cancel = Event()
+    served.add(1, worker_module._Run(engine.generate("p", MANY, cancel), cancel))
+    served.more(1, 3)
+    assert eventually(lambda: sum(len(each[2]) for each in sent) == 3)
+    (run,) = served._runs.values()
+    assert run.wanted._value == 0
+    served.more(1, 4)
+    assert eventually(lambda: sum(len(each[2]) for each in sent) == 7)
+    served.stop(1)
+    assert eventually(lambda: sent[-1][1] == "end")
+    assert sum(len(each[2]) for each in sent[:-1]) < 12
+    assert not served._runs
+
+
+def test_tokens_of_a_quick_model_come_in_groups(monkeypatch: pytest.MonkeyPatch) -> None:
+    sent: list[list[Any]] = []
+    served = worker_module._Served(sent.append)
+    monkeypatch.setattr(worker_module, "_GATHER", 1000.0)
+    served.add(1, worker_module._Run(FakeEngine("one two three four").generate("p", MANY), Event()))
+    served.more(1, 100)
+    assert eventually(lambda: bool(sent) and sent[-1][1] == "end")
+    first, rest, end = sent
+    assert (len(first[2]), len(rest[2])) == (1, end[2]["completion_tokens"] - 1)
 
 
 # --- what the worker has and may --------------------------------------------------------------------
@@ -429,7 +448,7 @@ while head := sys.stdin.buffer.read(4):
     elif kind == "generate":
         say(number, "done", None)
     elif kind == "more":
-        say(number, "token", [1, "a", -0.5, 0.5, 1.5])
+        say(number, "tokens", [[1, "a", -0.5, 0.5, 1.5]])
 """
 
 

@@ -154,19 +154,22 @@ class IsolatedEngine:
                         continue
                     if kind == "end":
                         return result_from(value)
-                    token = token_from(value)
+                    tokens = [token_from(each) for each in checked(list, value)]
                 self._crashes.clear()
-                produced += 1
-                if produced % (_AHEAD // 2) == 0:
-                    call.tell("more", _AHEAD // 2)
-                yield token
+                for at, token in enumerate(tokens):
+                    if at and cancel is not None and cancel.is_set():
+                        return self._cancelled(call, produced, len(tokens) - at)
+                    produced += 1
+                    if produced % (_AHEAD // 2) == 0:
+                        call.tell("more", _AHEAD // 2)
+                    yield token
         finally:
             call.close()
 
-    def _cancelled(self, call: Call, produced: int) -> GenerationResult:
+    def _cancelled(self, call: Call, produced: int, unread: int = 0) -> GenerationResult:
         """How a generation ends that is to stop now: what it has computed beyond `produced` tokens is dropped."""
         call.tell("stop")
-        deadline, unread = time.monotonic() + _PATIENCE, 0
+        deadline = time.monotonic() + _PATIENCE
         while True:
             try:
                 kind, value = call.next(max(0.0, deadline - time.monotonic()))
@@ -177,7 +180,7 @@ class IsolatedEngine:
             if kind == "end":
                 result = result_from(value)
                 return replace(result, finish_reason="cancelled", completion_tokens=produced) if unread else result
-            unread += 1
+            unread += len(value)
 
     @contextmanager
     def _trusting(self, call: Call) -> Iterator[None]:

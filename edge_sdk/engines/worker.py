@@ -9,12 +9,14 @@ from __future__ import annotations
 import os
 import sys
 import threading
+import time
 from collections.abc import Callable
 from queue import SimpleQueue
 from threading import Event, Lock, Semaphore, Thread
 from typing import BinaryIO
 
 from ..records import Message as Turn
+from ..records import Token
 from .confinement import confine
 from .engine import Engine, Generation
 from .messages import (
@@ -29,6 +31,10 @@ from .messages import (
 from .opening import Opening
 
 Send = Callable[[Message], None]
+
+# Seconds for which the tokens of a quick model are gathered into one message: the app that reads it needs a core,
+# and where the model computes on all of them, every message makes it wait.
+_GATHER = 0.025
 
 
 def main() -> int:
@@ -152,19 +158,37 @@ class _Served:
         for each in stopped:  # they leave the engine within a token
             if each.thread is not None:
                 each.thread.join()
+        last: Message
         try:
-            while True:
-                if not run.cancel.is_set():
-                    run.wanted.acquire()
-                token = next(run.generation, None)
-                if token is None:
-                    break
-                self._send([number, "token", token_values(token)])
-            last: Message = [number, "end", result_values(run.generation.result)]
+            self._stream(number, run)
+            last = [number, "end", result_values(run.generation.result)]
         except Exception as error:
             last = [number, "error", error_values(error)]
         self._runs.pop(number)
         self._send(last)
+
+    def _stream(self, number: int, run: _Run) -> None:
+        held: list[Token] = []
+        sent = 0.0
+        try:
+            while True:
+                if not run.cancel.is_set() and not run.wanted.acquire(blocking=False):
+                    self._flush(number, held)
+                    run.wanted.acquire()
+                token = next(run.generation, None)
+                if token is None:
+                    return
+                held.append(token)
+                if (now := time.monotonic()) - sent >= _GATHER:
+                    sent = now
+                    self._flush(number, held)
+        finally:
+            self._flush(number, held)
+
+    def _flush(self, number: int, held: list[Token]) -> None:
+        if held:
+            self._send([number, "tokens", [token_values(token) for token in held]])
+            held.clear()
 
 
 if __name__ == "__main__":

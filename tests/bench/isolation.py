@@ -1,7 +1,8 @@
 """What a process of its own costs: tokens a second, the first token, counting, starting, beside the engine here.
 
-Both engines hold the model and take turns within one run; the one that waits uses no processor. `back` is from a
-kill while streaming to the next answered request. Prints one JSON line:
+Both engines hold the model and take turns within one run, each with an answer that is not measured first: some
+systems take memory back from a process that waits, so the first answer after a pause is slow in either. `back` is
+from a kill while streaming to the next answered request. Prints one JSON line:
 `.venv/bin/python tests/bench/isolation.py --model-file model.gguf`.
 """
 
@@ -12,6 +13,7 @@ import json
 import sys
 import time
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from statistics import median
 
@@ -34,12 +36,14 @@ def timed(action: Callable[[], object]) -> float:
 def measure(engine: Engine, turn: int, tokens: int) -> dict[str, float]:
     """One answer to a prompt of some 300 tokens that nobody has seen before."""
     prompt = f"{turn} {TEXT * 18}"
+    list(engine.generate(f"before {prompt}", GenerateOptions(max_tokens=4)))
     times = [time.perf_counter()]
     for _ in engine.generate(prompt, GenerateOptions(max_tokens=tokens)):
         times.append(time.perf_counter())
     counting = timed(lambda: [engine.count(TEXT) for _ in range(50)]) / 50
     return {
         "decode_tokens_per_second": (len(times) - 2) / (times[-1] - times[1]),
+        "between_tokens_ms": median(late - early for early, late in pairwise(times[1:])) * 1e3,
         "ttft_ms": (times[1] - times[0]) * 1e3,
         "count_us": counting * 1e6,
     }
