@@ -23,6 +23,7 @@ from gguf_files import tiny_llama
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from lora_files import tiny_adapter
+from made_documents import made
 
 from edge_sdk import loading
 from edge_sdk.cli import main
@@ -32,7 +33,9 @@ from edge_sdk.engines.prefix_cache import PrefixCache, state_key
 from edge_sdk.engines.prefix_file import Prefix, State, read_prefix, write_prefix
 from edge_sdk.engines.prefix_folder import PrefixFolder
 from edge_sdk.engines.profile import Tuning
+from edge_sdk.fakes import FakeEncoder
 from edge_sdk.records import GenerateOptions
+from edge_sdk.storage.store import Store
 
 KEY, OTHER = b"k" * 32, b"o" * 32
 LIMIT = 1 << 20
@@ -597,11 +600,10 @@ def test_however_a_generation_ends_what_is_kept_is_right(tiny: Path, tmp_path: P
 
     cancel, long = Event(), BEGINNING * 20
     with GgufEngine.open(
-        tiny, context=4096, threads=1, tuning=Tuning(batch=64), prefix_cache=PrefixCache(tmp_path, LIMIT)
+        tiny, context=4096, threads=1, tuning=Tuning(batch=64), prefix_cache=PrefixCache(tmp_path, 8 * LIMIT)
     ) as engine:
         if end == "stopped in the prefill":
-            looks = iter([False] * 4)
-            cancel.is_set = lambda: next(looks, True)  # type: ignore[method-assign]
+            cancel.is_set = lambda: len(engine._model.seen) > 0  # type: ignore[method-assign]
             assert list(engine.generate(long, TEN, cancel)) == []
         else:
             generation = engine.generate(PROMPT, TEN, cancel)
@@ -630,6 +632,19 @@ def test_without_a_cache_nothing_is_written(tiny: Path, tmp_path: Path) -> None:
     assert (tmp_path / "prefixes" / "models.json").exists()  # a file given by its path was hashed once
 
 
+def test_removing_a_document_clears_what_may_hold_its_text(tmp_path: Path) -> None:
+    saved(PrefixFolder(tmp_path / "prefixes", LIMIT), 1, 2)
+    encoder = FakeEncoder()
+    where = {"encoder_fingerprint": encoder.fingerprint, "dimension": encoder.dimension}
+    with Store.open(tmp_path / "store.db", **where) as store:  # type: ignore[arg-type]
+        document, chunks = made("a.txt", "A text.")
+        store.put(document, chunks, encoder.encode(["A text."]))
+    assert main(["remove", "b.txt", "--home", str(tmp_path)]) == 1
+    assert len(files(tmp_path)) == 1
+    assert main(["remove", "a.txt", "--home", str(tmp_path)]) == 0
+    assert not files(tmp_path)
+
+
 def test_the_command_shows_and_clears(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     home = ["--home", str(tmp_path), "--json"]
     folder = PrefixFolder(tmp_path / "prefixes", LIMIT)
@@ -649,7 +664,9 @@ import json, sys
 from pathlib import Path
 from edge_sdk.engines.engine_gguf import GgufEngine
 from edge_sdk.engines.prefix_cache import PrefixCache
+from edge_sdk.fakes import FakeEncoder
 from edge_sdk.records import GenerateOptions
+from edge_sdk.storage.store import Store
 file, folder, close, *prompts = sys.argv[1:]
 cache = PrefixCache(Path(folder), 256 << 20)
 engine = GgufEngine.open(Path(file), context=512, threads=1, prefix_cache=cache)
