@@ -31,7 +31,7 @@ def edge_home() -> Path:
 @pytest.fixture(scope="session")
 def model_settings(edge_home: Path) -> Settings:
     """Settings that see the pulled models; tests set a store of their own."""
-    return load_settings({"home": edge_home, "offline": True}, {})
+    return load_settings({"home": edge_home, "offline": True, "prefix_cache": 0}, {})
 
 
 def _installed(name: str, settings: Settings) -> Path:

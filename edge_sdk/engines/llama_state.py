@@ -34,7 +34,10 @@ def copy_state(lib: Any, context: Any, tokens: int, most: int) -> State | None:
     size = int(lib.llama_state_seq_get_size(context, 0))
     if not 0 < size <= most:
         return None
-    state = np.empty(size, np.uint8)
+    try:
+        state = np.empty(size, np.uint8)
+    except MemoryError:
+        return None
     return state if lib.llama_state_seq_get_data(context, _pointer(state), size, 0) == size else None
 
 

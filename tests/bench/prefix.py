@@ -4,7 +4,8 @@
 in a process of its own, contenders taking turns; the clock starts when the model is loaded. Our engine answers two
 prompts that share their first 500 tokens with one that an earlier process has left; the second is the one of the
 same process. `llama_class` is `llama_cpp.Llama` with default settings on the published file, but for a context that
-the prompt fits in; the others use the tuned file, or the published one where there is none. Prints one JSON line.
+the prompt fits in; the others use the tuned file, or the published one where there is none. `none` has no cache,
+`miss` an empty one, which shows what looking and keeping cost. Prints one JSON line.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +26,12 @@ from edge_sdk import device
 
 CONTEXT = 4096
 SHARED, WHOLE = 500, 600
+PROMPTS = "prompts.json"
 WORDS = (
     "the valve of a pump opens when water in its tank rises above that mark and closes slowly while air leaves by"
     " another pipe so every third reading shows how far pressure fell during those last hours of work near a gate"
 ).split()
-CONTENDERS = ("llama_class", "none", "fresh_process", "published_fresh_process")
+CONTENDERS = ("llama_class", "none", "miss", "fresh_process", "published_fresh_process")
 
 
 def text(seed: int, words: int) -> str:
@@ -41,7 +44,7 @@ def text(seed: int, words: int) -> str:
 
 
 def prompts(engine: Any) -> list[str]:
-    """Three prompts of WHOLE tokens that share exactly their first SHARED; then one that shares nothing."""
+    """Three prompts of WHOLE tokens that share their first SHARED, and a line break."""
 
     def grown(begin: str, seed: int, tokens: int) -> str:
         """The most words that fit, and full stops for the rest."""
@@ -59,8 +62,7 @@ def prompts(engine: Any) -> list[str]:
 
     beginning = grown("Answer from the text.", 1, SHARED)
     # The words after the beginning differ from the first one on.
-    ends = [grown(f"{beginning}\n{first}", seed, WHOLE) for seed, first in enumerate(("One", "Two", "Six"), 7)]
-    return [*ends, grown("Nothing of it.", 3, WHOLE)]
+    return [grown(f"{beginning}\n{first}", seed, WHOLE) for seed, first in enumerate(("One", "Two", "Six"), 7)]
 
 
 def first_token(engine: Any, prompt: str) -> dict[str, Any]:
@@ -70,11 +72,18 @@ def first_token(engine: Any, prompt: str) -> dict[str, Any]:
     generation = engine.generate(prompt, GenerateOptions(max_tokens=2))
     token = next(generation)
     milliseconds = (time.perf_counter() - started) * 1e3
-    rest = list(generation)
+    rest = list(generation)  # to its end, when what is worth keeping is copied
+    whole = (time.perf_counter() - started) * 1e3
     end = generation.result
     ids = [token.id, *(each.id for each in rest)]
-    return {"ms": milliseconds, "cached": end.cached_tokens, "prompt": end.prompt_tokens, "ids": ids,
-            "logprob": token.logprob}  # fmt: skip
+    return {
+        "ms": milliseconds,
+        "whole_ms": whole,
+        "cached": end.cached_tokens,
+        "prompt": end.prompt_tokens,
+        "ids": ids,
+        "logprob": token.logprob,
+    }
 
 
 def work(contender: str, file: Path, folder: Path, threads: int | None, tuning: dict[str, Any]) -> dict[str, Any]:
@@ -84,20 +93,24 @@ def work(contender: str, file: Path, folder: Path, threads: int | None, tuning: 
     from edge_sdk.engines.profile import Tuning
 
     if contender == "llama_class":
-        return llama_class(file, json.loads((folder / "prompts.json").read_text()))
-    cache = None if contender == "none" else PrefixCache(folder / "prefixes", 256 << 20)
+        return llama_class(file, _prompts(folder))
+    kept = tempfile.mkdtemp(dir=folder) if contender == "miss" else str(folder / "prefixes")
+    cache = None if contender == "none" else PrefixCache(Path(kept), 256 << 20)
     started = time.perf_counter()
     with GgufEngine.open(
         file, context=CONTEXT, threads=threads, tuning=Tuning(**tuning), prefix_cache=cache
     ) as engine:
         loaded = (time.perf_counter() - started) * 1e3
-        one, two, three, other = prompts(engine)
         if contender == "fill":
-            (folder / "prompts.json").write_text(json.dumps([one, two, three, other]))
-            return {"one": first_token(engine, one)}
-        warm = engine.generate("x", _one_token())  # the weights are in memory then; nothing so short is kept
-        list(warm)
+            (folder / PROMPTS).write_text(json.dumps(prompts(engine)))
+            return {"first": first_token(engine, _prompts(folder)[0])}
+        _, two, three = _prompts(folder)
+        list(engine.generate("x", _one_token()))  # the weights are in memory then; nothing so short is kept
         return {"load_ms": loaded, "first": first_token(engine, two), "second": first_token(engine, three)}
+
+
+def _prompts(folder: Path) -> list[str]:
+    return list(json.loads((folder / PROMPTS).read_text()))
 
 
 def _one_token() -> Any:
@@ -107,22 +120,19 @@ def _one_token() -> Any:
 
 
 def llama_class(file: Path, texts: list[str]) -> dict[str, Any]:
-    """The high-level class: as often as our engine, and the second prompt after one that shares its beginning."""
+    """The high-level class, from the text to the first piece of its answer."""
     from llama_cpp import Llama
 
     make: Any = Llama
     llama = make(str(file), n_ctx=CONTEXT, verbose=False)
     llama.create_completion("x", max_tokens=1)
 
-    def once(prompt: str) -> dict[str, Any]:
-        started = time.perf_counter()
-        stream = llama.create_completion(prompt, max_tokens=2, temperature=0.0, stream=True)
-        next(part for part in stream if part["choices"][0]["text"])
-        milliseconds = (time.perf_counter() - started) * 1e3
-        list(stream)
-        return {"ms": milliseconds, "prompt": len(llama.tokenize(prompt.encode(), special=True))}
-
-    return {"first": once(texts[1]), "second": once(texts[2])}
+    started = time.perf_counter()
+    stream = llama.create_completion(texts[1], max_tokens=2, temperature=0.0, stream=True)
+    next(part for part in stream if part["choices"][0]["text"])
+    milliseconds = (time.perf_counter() - started) * 1e3
+    list(stream)
+    return {"first": {"ms": milliseconds, "prompt": len(llama.tokenize(texts[1].encode(), special=True))}}
 
 
 def main() -> None:
@@ -158,53 +168,55 @@ def main() -> None:
                 {
                     "llama_class": apart("llama_class", given.model_file, "{}"),
                     "none": apart("none", tuned, given.tuning),
-                    "fresh_process": apart("cache", tuned, given.tuning),
-                    "published_fresh_process": apart("cache", given.model_file, "{}"),
+                    "miss": apart("miss", tuned, given.tuning),
+                    "fresh_process": apart("fresh_process", tuned, given.tuning),
+                    "published_fresh_process": apart("fresh_process", given.model_file, "{}"),
                 }
             )
+    result = {
+        "command": " ".join([".venv/bin/python tests/bench/prefix.py", *sys.argv[1:]]),
+        "date": datetime.date.today().isoformat(),
+        "machine": device.describe(),
+        "rounds": given.rounds,
+        "file_bytes": file_bytes,
+    }
+    print(json.dumps(result | summary(rounds)))
 
-    def median(contender: str, which: str) -> float:
-        return float(statistics.median(row[contender][which]["ms"] for row in rounds))
 
-    base = {name: median(name, "first") for name in CONTENDERS}
-    same = median("fresh_process", "second")
-    cold, warm = ([row[name]["first"] for row in rounds] for name in ("none", "fresh_process"))
-    print(
-        json.dumps(
-            {
-                "command": " ".join([".venv/bin/python tests/bench/prefix.py", *sys.argv[1:]]),
-                "date": datetime.date.today().isoformat(),
-                "machine": device.describe(),
-                "rounds": given.rounds,
-                "prompt_tokens": {name: rounds[0][name]["first"]["prompt"] for name in CONTENDERS},
-                "cached_tokens": {
-                    name: [row[name][which]["cached"] for row in rounds for which in ("first", "second")]
-                    for name in CONTENDERS[1:]
-                },
-                "same_tokens": all(one["ids"] == two["ids"] for one, two in zip(cold, warm, strict=True)),
-                "largest_logprob_difference": max(
-                    abs(one["logprob"] - two["logprob"]) for one, two in zip(cold, warm, strict=True)
-                ),
-                "file_bytes": file_bytes,
-                "ttft_ms": {**base, "same_process": same},
-                "load_ms": {name: statistics.median(r[name]["load_ms"] for r in rounds) for name in CONTENDERS[1:]},
-                "times_sooner_than_llama_class": {
-                    name: statistics.median(
-                        row["llama_class"]["first"]["ms"] / row[name]["first"]["ms"] for row in rounds
-                    )
-                    for name in CONTENDERS[1:]
-                }
-                | {
-                    "same_process": statistics.median(
-                        row["llama_class"]["first"]["ms"] / row["fresh_process"]["second"]["ms"] for row in rounds
-                    )
-                },
-                "times_sooner_than_none": statistics.median(
-                    row["none"]["first"]["ms"] / row["fresh_process"]["first"]["ms"] for row in rounds
-                ),
-            }
-        )
-    )
+def summary(rounds: list[dict[str, dict[str, Any]]]) -> dict[str, Any]:
+    """Medians; ratios are of one round each."""
+    engines = CONTENDERS[1:]
+
+    def median(figure: Callable[[dict[str, dict[str, Any]]], float]) -> float:
+        return statistics.median(figure(row) for row in rounds)
+
+    def sooner(contender: str, which: str = "first") -> float:
+        return median(lambda row: row["llama_class"]["first"]["ms"] / row[contender][which]["ms"])
+
+    def miss(which: str) -> float:
+        return median(lambda row: row["miss"]["first"][which] / row["none"]["first"][which])
+
+    pairs = [(row["none"]["first"], row["fresh_process"]["first"]) for row in rounds]
+    ttft = {name: median(lambda row, name=name: row[name]["first"]["ms"]) for name in CONTENDERS}  # type: ignore[misc]
+    return {
+        "prompt_tokens": {name: rounds[0][name]["first"]["prompt"] for name in CONTENDERS},
+        "cached_tokens": {
+            name: [[row[name][which]["cached"] for which in ("first", "second")] for row in rounds]
+            for name in engines
+        },
+        "same_tokens": all(cold["ids"] == warm["ids"] for cold, warm in pairs),
+        "largest_logprob_difference": max(abs(cold["logprob"] - warm["logprob"]) for cold, warm in pairs),
+        "ttft_ms": {**ttft, "same_process": median(lambda row: row["fresh_process"]["second"]["ms"])},
+        "load_ms": {name: median(lambda row, name=name: row[name]["load_ms"]) for name in engines},  # type: ignore[misc]
+        "times_sooner_than_llama_class": {
+            **{name: sooner(name) for name in engines},
+            "same_process": sooner("fresh_process", "second"),
+        },
+        "times_sooner_than_none": median(
+            lambda row: row["none"]["first"]["ms"] / row["fresh_process"]["first"]["ms"]
+        ),
+        "miss_to_none": {"ttft": miss("ms"), "whole_answer": miss("whole_ms")},
+    }
 
 
 if __name__ == "__main__":
