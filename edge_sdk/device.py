@@ -11,7 +11,6 @@ import platform
 import shutil
 import sys
 import threading
-import time
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -66,47 +65,6 @@ def give_way() -> None:
     thread = threading.get_native_id()
     with suppress(OSError):
         os.setpriority(os.PRIO_PROCESS, thread, max(_BACKGROUND, os.getpriority(os.PRIO_PROCESS, thread)))
-
-
-class CpuWatch:
-    """How many of the cores that this process may use other processes leave to it, from one look to the next.
-
-    Linux only. A look costs some 50 microseconds.
-    """
-
-    def __init__(self) -> None:
-        self._last = self._read()
-
-    def free_cores(self) -> float | None:
-        """Cores' worth of time, mean since the last answer; None where nobody knows or that is too short ago.
-
-        Time is counted in ticks of 10 ms, so an interval of less than 100 ms tells nothing.
-        """
-        now = self._read()
-        if now is None or self._last is None:
-            return None
-        (cores, wall, busy, own), (_, wall_before, busy_before, own_before) = now, self._last
-        if wall - wall_before < 0.1:
-            return None
-        self._last = now
-        return cores - max(0.0, busy - busy_before - (own - own_before)) / (wall - wall_before)
-
-    @staticmethod
-    def _read() -> tuple[int, float, float, float] | None:
-        """Our cores; seconds on the clock, of all processes on our cores, and of this process."""
-        try:
-            names = {f"cpu{number}" for number in os.sched_getaffinity(0)}
-            tick, nice = os.sysconf("SC_CLK_TCK"), os.getpriority(os.PRIO_PROCESS, 0)
-        except (AttributeError, OSError, ValueError):
-            return None
-        rows = [line.split() for line in _read(_PROC / "stat").splitlines()]
-        # user, nice, system, idle, iowait, irq, softirq, steal: what is not idle or waiting is busy.
-        counts = [[int(item) for item in row[1:9]] for row in rows if row and row[0] in names]
-        if not counts or any(len(count) < 5 for count in counts):
-            return None
-        background = 0 if nice > 0 else sum(count[1] for count in counts)  # gives way to us
-        busy = (sum(sum(count) - count[3] - count[4] for count in counts) - background) / tick
-        return len(counts), time.monotonic(), busy, time.process_time()
 
 
 def free_disk(path: Path) -> int:

@@ -223,60 +223,6 @@ def test_a_group_that_is_slowed_down_beyond_a_mark_has_no_more_than_that(system:
     assert device.available_memory() == GIB // 2
 
 
-# --- other processes --------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
-    """Seconds on the clock and of this process, as a test sets them; cores 0 and 1 are ours."""
-    now = {"wall": 100.0, "own": 1.0}
-    monkeypatch.setattr(device.time, "monotonic", lambda: now["wall"])
-    monkeypatch.setattr(device.time, "process_time", lambda: now["own"])
-    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0, 1}, raising=False)
-    monkeypatch.setattr(os, "sysconf", lambda name: 100, raising=False)
-    monkeypatch.setattr(os, "getpriority", lambda which, process: 0, raising=False)
-    return now
-
-
-def ticks(*busy: int, nice: int = 0) -> str:
-    rows = [f"cpu{number} {user} {nice} 5 9999 77 0 0 0 0 0" for number, user in enumerate(busy)]
-    return "\n".join(["cpu 1 2 3 4 5 6 7 8", *rows, "intr 5"])
-
-
-def test_cores_that_others_leave_are_counted_and_our_own_time_is_not_others(
-    system: Path, clock: dict[str, float]
-) -> None:
-    write(system, proc__stat=ticks(1000, 2000, 3000))
-    watch = device.CpuWatch()
-    clock.update(wall=102.0, own=2.5)
-    write(system, proc__stat=ticks(1200, 2150, 9000))  # 3.5 s on our two cores, 1.5 of them ours, in 2 s
-    assert watch.free_cores() == pytest.approx(1.0)
-    clock.update(wall=102.05)
-    assert watch.free_cores() is None  # too soon to tell
-    clock.update(wall=103.0, own=9.0)
-    assert watch.free_cores() == 2.0  # ticks are coarse: never more than there are
-
-
-@pytest.mark.parametrize(("own", "free"), [(0, 2.0), (5, 1.0)])
-def test_who_is_in_the_background_gives_way_but_not_to_others_there(
-    system: Path, clock: dict[str, float], monkeypatch: pytest.MonkeyPatch, own: int, free: float
-) -> None:
-    monkeypatch.setattr(os, "getpriority", lambda which, process: own, raising=False)
-    write(system, proc__stat=ticks(1000, 2000))
-    watch = device.CpuWatch()
-    clock.update(wall=102.0)
-    write(system, proc__stat=ticks(1000, 2000, nice=100))
-    assert watch.free_cores() == free
-
-
-def test_where_the_system_does_not_say_who_is_busy_it_is_not_known(system: Path, clock: dict[str, float]) -> None:
-    watch = device.CpuWatch()
-    clock.update(wall=200.0)
-    assert watch.free_cores() is None
-    write(system, proc__stat="cpu0 1 2")
-    assert watch.free_cores() is None
-
-
 @pytest.mark.skipif(sys.platform != "linux", reason="threads have priorities of their own on Linux only")
 def test_a_thread_that_gives_way_changes_itself_and_those_it_starts() -> None:
     def own() -> int:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge_sdk.engines.threads import EvaluationThreads, ThreadPace
+from edge_sdk.engines.threads import ThreadPace
 
 ONE = 0.0075  # seconds a token on one thread
 
@@ -51,7 +51,7 @@ def test_beside_a_busy_process_it_is_about_as_fast_as_fewer_threads(most: int, w
     spent(pace, warm, alone)
     spent(pace, 10, lambda threads: beside_a_busy_process(threads, most, slow))  # until it is noticed
     total, _ = spent(pace, 4000, lambda threads: beside_a_busy_process(threads, most, slow))
-    assert total <= 1.07 * 4000 * ONE
+    assert total <= 1.1 * 4000 * ONE
 
 
 def test_it_comes_back_when_the_core_is_free_again() -> None:
@@ -79,14 +79,14 @@ def test_after_a_sleep_of_the_machine_it_recovers() -> None:
     pace.took(alone(2))
     spent(pace, 50, alone)
     pace.took(36_000.0)
-    spent(pace, 50_000, alone)
+    spent(pace, 15_000, alone)
     assert pace.threads == 2
 
 
 def test_two_threads_that_are_no_faster_are_not_tried_all_the_time() -> None:
     pace = ThreadPace(2)
     total, changes = spent(pace, 5000, lambda threads: ONE * (1.3 if threads == 2 else 1.0))
-    assert total <= 1.06 * 5000 * ONE
+    assert total <= 1.1 * 5000 * ONE
     assert changes < 100
 
 
@@ -117,24 +117,18 @@ def test_all_steps_together_are_never_much_slower_than_one_thread(
         total, changes, steps = total + seconds, changes + moved, steps + length
     # The first losses: what is learnt before one thread has been tried, and an attempt on each number of threads.
     first = 4 * (3 + 2) * max(1.0, worst) * ONE + 20 * ONE
-    assert total <= 1.12 * plain + first
+    assert total <= 1.17 * plain + first
     assert changes <= 4 + steps / 4  # no flapping
 
 
-def test_batches_follow_who_else_is_busy() -> None:
-    looks = iter([2.0, 0.9, None, 1.8, -7.0])
-    threads = EvaluationThreads(2, lambda: next(looks))
-    chosen = []
-    for _ in range(5):
-        chosen.append(threads.begin(512))
-        threads.end(512, 0.4)
-    assert chosen == [2, 1, 1, 2, 1]  # where nothing is known, as before
-
-
-def test_single_tokens_teach_and_short_batches_follow_them() -> None:
-    threads = EvaluationThreads(2, lambda: None)
-    for _ in range(10):
-        threads.end(1, beside_a_busy_process(threads.begin(1)))
-    assert threads.begin(1) == threads.begin(4) == 1
-    threads.end(4, 5.0)
-    assert threads.begin(1) == 1
+def test_time_that_passes_with_prompts_brings_the_next_attempt_nearer() -> None:
+    patient, answering = ThreadPace(2), ThreadPace(2)
+    for pace in (patient, answering):
+        spent(pace, 2000, beside_a_busy_process)
+        while pace.threads == 2:
+            pace.took(8 * ONE)
+    for _ in range(4):
+        patient.took(ONE)
+        answering.passed(10.0)
+        answering.took(ONE)
+    assert (patient.threads, answering.threads) == (1, 2)

@@ -18,13 +18,12 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
-from ..device import CpuWatch
 from ..errors import EngineError, MissingExtraError
 from ..kernel_faces import flag
 from .llama_state import State, copy_state, describe_setup, restore_state
 from .native_thread import NativeThread
 from .profile import DEFAULT, Tuning
-from .threads import EvaluationThreads
+from .threads import DRAFT, ThreadPace
 
 _ABORTED = 2  # what llama_decode returns then
 _ERROR, _CONTINUED = 4, 5  # levels of ggml's log
@@ -90,8 +89,8 @@ class LlamaModel:
         """Load `path`, and a LoRA `adapter`; the headers of both have been checked.
 
         Raises `EngineError` with llama.cpp's own words. `observer`, a `ggml_backend_sched_eval_callback`, is asked
-        about every operation; it must not raise. A `yielding` model computes on fewer than `threads` while other
-        processes need the cores.
+        about every operation; it must not raise. A `yielding` model computes tokens on fewer than `threads`
+        while other processes need the cores.
         """
         self._lib = lib = library()
         complaints.clear()
@@ -108,8 +107,7 @@ class LlamaModel:
             settings.flash_attn_type = int(tuning.flash_attention)
         settings.type_k = settings.type_v = getattr(lib, f"GGML_TYPE_{tuning.cache_type}")
         settings.n_threads = settings.n_threads_batch = self._running = threads
-        self._threads = EvaluationThreads(threads, CpuWatch().free_cores)
-        self._yielding = yielding and threads > 1
+        self._pace = ThreadPace(threads) if yielding else None
         if observer is not None:
             settings.cb_eval = self._observer = observer  # kept alive as long as the context
         self._settings, self._handles, self._file = settings, _Handles(model), path.name
@@ -319,13 +317,16 @@ class LlamaModel:
         self.prefill(kept, bool)
 
     def _decode(self, batch: Any) -> bool:
-        if self._yielding and (threads := self._threads.begin(batch.n_tokens)) != self._running:
+        pace = self._pace
+        threads = pace.threads if pace and batch.n_tokens <= DRAFT else self._settings.n_threads
+        if threads != self._running:
             self._lib.llama_set_n_threads(self._context, threads, threads)
             self._running = threads
         started = time.perf_counter()
         code = self._lib.llama_decode(self._context, batch)
-        if self._yielding and not code:
-            self._threads.end(batch.n_tokens, time.perf_counter() - started)
+        if pace and not code:
+            took = pace.took if batch.n_tokens == 1 else pace.passed
+            took(time.perf_counter() - started)
         if code and code != _ABORTED:
             self._lib.llama_memory_clear(self._memory, True)
             self.seen.clear()

@@ -22,8 +22,8 @@ _CELLS = 256  # llama.cpp rounds a context up to a multiple of this
 _LEAST_CONTEXT, _LEAST_BATCH = 512, 64  # of what is proposed instead
 _Q8_0 = 34 / 64  # beside half precision
 _BLOCK = 32  # of Q8_0: the width of a head has to be a multiple
-_LIBRARY = 24 << 20
-_TOKEN = 400  # bytes of the vocabulary's tables for each token, with its share of the merges
+_LIBRARY = 20 << 20
+_TOKEN = 360  # bytes of the vocabulary's tables for each token, with its share of the merges
 # The types of tensors that the kernels copy, with the divisor that the number of rows has to have.
 _COPIED = {
     "x86": (frozenset({"Q4_0", "Q4_K", "IQ4_NL", "MXFP4"}), 8),
@@ -188,6 +188,28 @@ def _copies(header: GgufHeader, machine: str) -> tuple[int, int]:
 
 
 def _compute(header: GgufHeader, context: int, tuning: Tuning) -> int:
-    batch = min(tuning.batch, context)
-    width = header.n_embd or 0
-    return batch * width * 4 * 10
+    """What of the graph's buffers a full batch touches, and of the products' work space; fitted to measurements.
+
+    llama.cpp reserves far more, for the logits of every token of a batch, but only the last token's are computed.
+    """
+    batch, cells = min(tuning.batch, context), -(-context // _CELLS) * _CELLS
+    width, feed, heads = header.n_embd or 0, _feed_forward(header), header.n_head or 0
+    keys = max(header.n_head_kv, default=0) * header.head_bytes // 4  # numbers of all heads' keys, or values
+    queries = heads * header.head_bytes // 4
+    # The residual stream, keys and values, the gate; the feed-forward's input again in 8 bits; the mask.
+    token = 4 * (2 * feed + 4 * width + 2 * queries + 2 * keys) + feed * 8 // 7 + 2 * cells
+    if tuning.flash_attention is False:
+        token += heads * cells * 4 * 4 // 3  # the scores, and what their transposition takes
+    return batch * token + 4 * header.vocabulary
+
+
+def _feed_forward(header: GgufHeader) -> int:
+    """The widest inner layer that a token goes through; four times the model's width where none is stated."""
+
+    def widest(name: str, default: int = 0) -> int:
+        value = header.metadata.get(f"{header.architecture}.{name}")
+        numbers = value if isinstance(value, tuple) else (value,)
+        return max((number for number in numbers if isinstance(number, int)), default=default)
+
+    experts = widest("expert_feed_forward_length") * widest("expert_used_count", 1)
+    return max(widest("feed_forward_length"), experts) or 4 * (header.n_embd or 0)

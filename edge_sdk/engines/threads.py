@@ -1,25 +1,26 @@
 """How many threads compute the next step: fewer where another process has taken a core, all again when it has gone.
 
 The threads of llama.cpp wait for each other some thousand times a token, so one that does not get its core holds up
-all: a busy process beside them makes two threads many times slower than one. Pure logic: token counts and seconds
-come in, a number of threads comes out. Knows nothing of clocks, processes or llama.cpp.
+all: a busy process beside them makes two threads two to a hundred times slower than one. Pure logic: seconds come
+in, a number of threads comes out. Knows nothing of clocks, processes or llama.cpp.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
 from statistics import median
 
 ALLOWANCE = 1.05
 """A step may take so many times what it takes on fewer threads, for good."""
 PATIENCE = 4.0
 """Steps' worth of time that may be lost beyond that before fewer threads are used."""
-SHARE = 0.05
-"""Of the time spent on fewer threads, what attempts with more may have cost."""
-_FIRST = 3  # steps on all threads, before one thread is tried
-_WAIT, _LONGEST_WAIT = 8, 256  # steps on fewer threads before the next attempt; doubled each time that one fails
-_SHORT = 32  # tokens that are evaluated together in the time of a few
+SHARE = 0.1
+"""Of the time that goes by on fewer threads, what attempts with more may have cost."""
+DRAFT = 32
+"""Tokens that are evaluated together much like one. Parts of a prompt are longer: there each thread takes as much
+work as it gets done, so beside a busy process all of them are about as fast as one: nothing is to be gained."""
+_FIRST = 3  # steps before another number of threads is tried
+_WAIT, _LONGEST_WAIT = 8, 256  # steps' worth of time until the next attempt; doubled each time that one fails
 _WORST = 1000.0  # steps' worth that a single step counts for at most: the machine may have been asleep
 
 
@@ -28,7 +29,7 @@ class ThreadPace:
 
     The loss against fewer threads is summed up, never below zero (Page's CUSUM), and too much of it ends the
     attempt. What an attempt has lost altogether is to be less than `SHARE` of the time until the next, so that all
-    steps together take at most 1.05 of what one thread would, but for the first losses.
+    steps together take at most 1.1 of what one thread would, but for the first losses.
 
     >>> pace = ThreadPace(2)
     >>> for seconds in (0.007, 0.007, 0.007, 0.010, 0.007, 0.300):
@@ -69,9 +70,13 @@ class ThreadPace:
                 self._move(len(self._rungs) - 1)
         if self._at and not self._looking:
             self._waited += seconds
-            if self._waited >= self._wait and self._steps >= min(_WAIT << self._fails, _LONGEST_WAIT):
-                self._excess = self._lost = 0.0
+            if self._waited >= self._wait and self._steps >= _FIRST:
+                self._excess, self._lost = 0.0, max(0.0, self._lost)
                 self._move(self._at - 1)
+
+    def passed(self, seconds: float) -> None:
+        """So much time went by with something else, a prompt for instance: it counts towards the next attempt."""
+        self._waited += seconds
 
     def _fewer(self) -> float | None:
         """Seconds of a step on the best number of fewer threads that is known."""
@@ -85,35 +90,9 @@ class ThreadPace:
         if self._excess > PATIENCE * fewer:
             failed = self._lost > 0
             self._fails = min(self._fails + 1, 16) if failed else 0
-            self._wait, self._waited = max(0.0, self._lost / SHARE), 0.0
+            pause = min(_WAIT << self._fails, _LONGEST_WAIT) * fewer
+            self._wait, self._waited = max(pause, self._lost / SHARE), 0.0
             self._move(self._at + 1)
 
     def _move(self, to: int) -> None:
         self._at, self._steps = to, 0
-
-
-class EvaluationThreads:
-    """The number of threads for every evaluation of a context: `begin` gives it, `end` says what it took.
-
-    Single tokens are paced by what they take; drafts of a few tokens go with them. A part of a prompt is long, so
-    nothing is tried out on it: it takes as many threads as there are cores that nobody else keeps busy.
-    """
-
-    def __init__(self, most: int, free_cores: Callable[[], float | None]) -> None:
-        """`free_cores` gives what others leave, None for as before; see `device.CpuWatch`."""
-        self._most, self._free_cores = most, free_cores
-        self._pace = ThreadPace(most)
-        self._long = most
-
-    def begin(self, tokens: int) -> int:
-        """Threads for the evaluation of so many tokens at once, which begins now."""
-        if tokens <= _SHORT:
-            return self._pace.threads
-        if self._most > 1 and (free := self._free_cores()) is not None:
-            self._long = max(1, min(self._most, round(free)))
-        return self._long
-
-    def end(self, tokens: int, seconds: float) -> None:
-        """It took so long."""
-        if tokens == 1:
-            self._pace.took(seconds)
