@@ -192,12 +192,22 @@ def _machine(settings: Settings, problems: list[str]) -> Iterator[tuple[str, str
     yield "usable cores", str(device.usable_cores())
     yield "threads", str(settings.threads or device.default_threads())
     yield "memory", f"{_gigabytes(available)} available of {_gigabytes(total)}"
+    yield "isolation", _isolation()
     yield "disk", f"{_gigabytes(free)} free at {settings.home}"
     if free < _LEAST_DISK:
         problems.append(f"{free / 1e6:,.0f} MB are free at {settings.home}: free some space or set EDGE_HOME")
     above = next(folder for folder in (settings.home, *settings.home.absolute().parents) if _exists(folder))
     if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
         problems.append(f"{above} cannot be written: set EDGE_HOME to a folder that can")
+
+
+def _isolation() -> str:
+    """What a worker process gives up here, as found in one."""
+    from .engines.confinement import confinement_here
+    from .engines.worker_process import can_start, worker_environment
+
+    found = confinement_here(worker_environment()) if can_start() else ()
+    return "; ".join(found) or "no worker process can be started here"
 
 
 def _exists(path: Path) -> bool:

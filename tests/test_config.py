@@ -62,6 +62,7 @@ def test_every_setting_can_come_from_the_environment(home: Path, tmp_path: Path)
         "background": "0",
         "evidence_tokens": "200",
         "isolated": "1",
+        "prefix_cache": "64",
         "speculation": "0",
         "remote": "https://r.example",
         "remote_model": "rm",

@@ -1,4 +1,4 @@
-"""Which adapter goes with which decoder: flags, the bundle's choice, and what the adapter says of itself."""
+"""Which adapter goes with which decoder, and in which process a model is opened or tried."""
 
 from __future__ import annotations
 
@@ -9,12 +9,18 @@ from bundle_files import recipe
 from gguf_files import BOOL, STRING, U32, Field, tiny_llama
 from lora_files import tiny_adapter
 from onnx_files import decoder_tensors, write_decoder
+from packages import catalog_entry
 
 from edge_sdk import loading
 from edge_sdk.config import Settings, load_settings
+from edge_sdk.engines import load_probe
 from edge_sdk.engines.engine_gguf import GgufEngine
+from edge_sdk.engines.isolated import IsolatedEngine
+from edge_sdk.engines.opening import Opening
 from edge_sdk.errors import BundleError, ModelError, ModelNotFoundError
+from edge_sdk.hub.models import pull
 from edge_sdk.prompt import Reading
+from edge_sdk.records import GenerateOptions
 from quantize.pack import Part, build_bundle
 
 pytest.importorskip("llama_cpp")
@@ -28,6 +34,14 @@ def settings(home: Path, **flags: object) -> Settings:
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
     return tiny_llama(tmp_path / "tiny-f32.gguf", context=256)
+
+
+@pytest.fixture(autouse=True)
+def tried(monkeypatch: pytest.MonkeyPatch) -> list[Opening]:
+    """What would be tried in a process of its own; `test_load_probe` does it."""
+    openings: list[Opening] = []
+    monkeypatch.setattr(load_probe, "probe", lambda opening, home: openings.append(opening))
+    return openings
 
 
 def bundle(folder: Path, model: Path | None, **adapters: Path) -> Path:
@@ -100,3 +114,38 @@ def test_an_adapter_without_a_decoder_brings_the_one_that_it_is_for(tmp_path: Pa
     absent = tiny_adapter(tmp_path / "b.gguf", fields={"edge.base_model": Field(STRING, "smollm2")})
     with pytest.raises(ModelError, match="edge pull smollm2"):
         loaded(settings(tmp_path, adapter=str(absent)))
+
+
+def test_a_file_that_nobody_vouches_for_is_tried_first(tmp_path: Path, model: Path, tried: list[Opening]) -> None:
+    loaded(settings(tmp_path, model=str(model)))
+    loaded(settings(tmp_path, bundle=bundle(tmp_path, model)))
+    loaded(settings(tmp_path, model=str(model), adapter=str(tiny_adapter(tmp_path / "a.gguf"))))
+    assert [each.path.name for each in tried][::2] == [model.name, model.name]
+    assert [each.adapter is None for each in tried] == [True, True, False]
+    assert tried[1].sha256 is not None
+
+
+def test_a_file_of_the_catalog_is_not_tried(tmp_path: Path, model: Path, tried: list[Opening]) -> None:
+    files, sources = {"tiny.gguf": model.read_bytes()}, {"tiny.gguf": [f"file:{model}"]}
+    (tmp_path / "catalog.toml").write_text(catalog_entry("tiny", files, sources, role="decoder", format="gguf"))
+    pull("tiny", load_settings({"home": tmp_path}, {}))
+    loaded(settings(tmp_path, model="tiny"))
+    assert not tried
+
+
+def test_an_isolated_model_is_opened_elsewhere_alone(tmp_path: Path, model: Path, tried: list[Opening]) -> None:
+    engine, _ = loading.load_engine(settings(tmp_path, model=str(model), isolated=True))
+    with engine if isinstance(engine, IsolatedEngine) else pytest.fail("opened here") as isolated:
+        assert (isolated.name, isolated.context) == (model.stem, 256)
+        assert [token.id for token in isolated.generate("the", GenerateOptions(max_tokens=3))]
+    assert not tried
+
+
+def test_an_onnx_decoder_can_be_isolated_too(tmp_path: Path) -> None:
+    folder = tmp_path / "onnx"
+    write_decoder(folder, decoder_tensors())
+    (folder / "config.json").write_text('{"architectures": ["LlamaForCausalLM"]}')
+    engine, _ = loading.load_engine(settings(tmp_path, model=str(folder), isolated=True))
+    assert isinstance(engine, IsolatedEngine)
+    with engine:
+        assert len(list(engine.generate("hello", GenerateOptions(max_tokens=3)))) > 0
