@@ -140,7 +140,7 @@ def chosen(
 
 
 def test_only_the_chosen_sentences_are_sent_and_the_citation_points_into_the_whole_passage() -> None:
-    engine, found = chosen(12)
+    engine, found = chosen(10)
     assert "Gustave Eiffel built the tower in 1889." in engine.prompts[0]
     assert not any(other in engine.prompts[0] for other in ("It rained", "The streets", "Nothing is said"))
     (citation,) = found.cited.citations
@@ -155,8 +155,8 @@ def test_only_the_chosen_sentences_are_sent_and_the_citation_points_into_the_who
 
 def test_a_question_that_follows_up_is_understood_with_the_one_before() -> None:
     conversation = Conversation()
-    chosen(12, conversation=conversation)
-    engine, _ = chosen(12, "And when?", conversation)
+    chosen(10, conversation=conversation)
+    engine, _ = chosen(10, "And when?", conversation)
     assert "Gustave Eiffel built the tower in 1889." in engine.prompts[0].rsplit("<|user|>", 1)[1]
 
 
