@@ -424,6 +424,27 @@ def test_a_worker_that_talks_nonsense_is_an_error(
     assert "\x1b" not in str(crash.value)
 
 
+def test_a_worker_that_floods_its_reader_is_ended(quick: IsolatedEngine) -> None:
+    pid = worker(quick)
+    generation = quick.generate(PROMPT, TEN)
+    process = quick._slot.process
+    assert process is not None
+    for _ in range(300):
+        process.send(max(process._boxes), "more", 1)
+    assert eventually(lambda: quick.pid != pid)
+    with pytest.raises(EngineCrashedError, match="more than it was asked for"):
+        list(generation)
+
+
+def test_a_process_that_cannot_be_started_is_an_error(opening: Opening, monkeypatch: pytest.MonkeyPatch) -> None:
+    def start() -> subprocess.Popen[bytes]:
+        raise OSError("out of processes")
+
+    monkeypatch.setattr(worker_process, "_start", start)
+    with pytest.raises(EngineError, match="out of processes"):
+        IsolatedEngine(opening)
+
+
 @pytest.mark.parametrize("answer", ["seven", None, True])
 def test_an_answer_of_the_wrong_kind_is_an_error(
     opening: Opening, monkeypatch: pytest.MonkeyPatch, answer: object

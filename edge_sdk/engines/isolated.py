@@ -58,12 +58,14 @@ class IsolatedEngine:
         self._closed = Event()
         self._slot = _Slot()
         weakref.finalize(self, self._slot.kill)
+        self._opened = False
         process = self._slot.process = self._started()
         try:
             self._facts = process.wait()
         except BaseException:
             self.close()
             raise
+        self._opened = True
         self._name = self._facts.name
 
     @property
@@ -236,7 +238,7 @@ class IsolatedEngine:
             if self._closed.is_set() or process is not self._slot.process:
                 return
             self._slot.process = None
-            if not process.crashed:
+            if not (process.crashed and self._opened):
                 return
             self._crashes.append(time.monotonic())
             if self._pause() > 0:

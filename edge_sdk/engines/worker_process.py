@@ -19,8 +19,8 @@ from queue import SimpleQueue
 from threading import Event, Lock, Thread
 from typing import Any, BinaryIO
 
-from ..errors import EngineCrashedError
-from .messages import Message, MessageError, checked, error_from, frame, read_message
+from ..errors import EngineCrashedError, EngineError
+from .messages import Message, MessageError, checked, error_from, error_values, frame, read_message
 from .opening import Opening
 
 _KEPT = (
@@ -33,6 +33,7 @@ _ALWAYS = {
     "PYTHONIOENCODING": "utf-8",
 }
 _LAST_WORDS = 200  # characters of what a worker has written to standard error
+_UNREAD = 256  # messages of one request that may wait to be read
 _GRACE = 2.0  # seconds to end by itself
 
 Mail = Message | None  # None: there is nobody any more who could answer
@@ -128,7 +129,8 @@ class WorkerProcess:
         try:
             child = self._child = _start()
         except OSError as error:
-            self._ended(f"cannot be started: {error}")
+            self._refusal = error_values(EngineError(f"no worker process can be started: {error}"))
+            self._ended("never began")
             return
         if self._unwanted:
             child.kill()
@@ -160,6 +162,8 @@ class WorkerProcess:
         if number:
             if (box := self._boxes.get(number)) is not None:
                 box.put(message)
+                if box.qsize() > _UNREAD:
+                    raise MessageError("it sends more than it was asked for")
             return
         value = checked(dict, message[2] if len(message) > 2 else None)
         if kind == "ready":
@@ -171,14 +175,14 @@ class WorkerProcess:
             self._refusal = value
 
     def _ended(self, how: str) -> None:
+        self.crashed = self._refusal is None
+        self._on_end(self)  # first, so that whoever learns of it here finds the next worker
         with self._lock:
             self._ending = how
             waiting = list(self._boxes.values())
-        self.crashed = self._refusal is None
         self._known.set()
         for box in waiting:
             box.put(None)
-        self._on_end(self)
 
 
 @dataclass(frozen=True, slots=True)
