@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 pytest.importorskip("llama_cpp")
 
-from edge_sdk.engines.decoding import Decoding, Speculation, Trust
+from edge_sdk.engines import decoding
+from edge_sdk.engines.decoding import Decoding, Speculation
 from edge_sdk.engines.draft_length import DraftLength
 from edge_sdk.engines.engine_gguf import GgufEngine
 from edge_sdk.kernel_faces import logits
@@ -25,7 +26,7 @@ END = 0
 
 
 class Eager(DraftLength):
-    """Drafts whatever can be drafted."""
+    """Drafts whatever can be drafted, of any length."""
 
     def choose(self, match: int, most: int) -> int:
         return min(most, 7) if match else 0
@@ -41,20 +42,21 @@ class Eager(DraftLength):
 class Function:
     """A model whose next token follows from the last two, and its sampler.
 
-    Where the best two are close, a batch takes the second: verifying must not believe it.
+    Where the best two are close, a batch takes the second, and one of `wrong` tokens or more always does: neither
+    must be believed.
     """
 
-    def __init__(self, seed: int, prompt: Sequence[int], batch: int) -> None:
-        self.seed, self.seen, self.batch = seed, list(prompt), batch
+    def __init__(self, seed: int, prompt: Sequence[int], batch: int, wrong: int = 99) -> None:
+        self.seed, self.seen, self.batch, self.wrong = seed, list(prompt), batch, wrong
         self.ahead: list[int] = []
-        self.together = False
+        self.together, self.threads = 1, 1
 
     def advance(self, token: int, draft: Sequence[int] = ()) -> None:
         assert not self.ahead, "something of an earlier draft is still there"
         assert 1 + len(draft) <= self.batch
         assert END not in draft
         self.seen.append(token)
-        self.ahead, self.together = list(draft), bool(draft)
+        self.ahead, self.together = list(draft), 1 + len(draft)
 
     def keep(self, token: int) -> None:
         assert self.ahead.pop(0) == token
@@ -69,10 +71,11 @@ class Function:
 
     def choose(self) -> Any:
         pick = random.Random(hash((self.seed, *self.seen[-2:])))
-        margin = pick.choice((0.019, 5.0, 5.0, 5.0))
+        margin = pick.choice((0.0004, 5.0, 5.0, 5.0))
         best, second = pick.sample(range(8), 2)
-        chosen = second if self.together and margin < 0.02 else best
-        return logits.LogitsFigures(chosen, chosen, -0.1, 0.2, margin, 1.0)
+        believable = self.together == 1 or (self.together < self.wrong and margin > 0.02)
+        chosen = best if believable else second
+        return logits.LogitsFigures(chosen, chosen, -0.1, 0.2, margin, 1.0 if self.together < self.wrong else 1.1)
 
 
 def answer(model: Function, most: int, speculation: Speculation | None) -> tuple[list[int], Decoding]:
@@ -89,9 +92,10 @@ def answer(model: Function, most: int, speculation: Speculation | None) -> tuple
     st.lists(st.integers(1, 7), min_size=1, max_size=60),
     st.integers(1, 60),
     st.integers(1, 9),
+    st.integers(2, 9),
 )
-def test_a_drafted_answer_is_the_plain_one(seed: int, prompt: list[int], most: int, batch: int) -> None:
-    drafted, plain = Function(seed, prompt, batch), Function(seed, prompt, batch)
+def test_a_drafted_answer_is_the_plain_one(seed: int, prompt: list[int], most: int, batch: int, wrong: int) -> None:
+    drafted, plain = Function(seed, prompt, batch, wrong), Function(seed, prompt, batch)
     tokens, answering = answer(drafted, most, Speculation(Eager()))
     assert tokens == answer(plain, most, None)[0]
     assert drafted.seen == plain.seen  # not the last one given, and nothing that was only drafted
@@ -105,7 +109,7 @@ def test_an_answer_that_goes_round_is_mostly_accepted() -> None:
     model.choose = lambda: logits.LogitsFigures(t := model.seen[-1] % 5 + 1, t, -0.1, 0.2, 5.0, 1.0)  # type: ignore[method-assign]
     tokens, answering = answer(model, 50, Speculation(Eager()))
     assert tokens[:6] == [2, 3, 4, 5, 1, 2]
-    assert answering.accepted > 35
+    assert answering.accepted > 30
 
 
 # --- on a tiny model that llama.cpp runs ------------------------------------------------------------
@@ -149,7 +153,7 @@ def test_text_and_end_are_those_of_plain_decoding(
     assert [(token.id, token.text) for token in mine] == [(token.id, token.text) for token in its]
     for one, other in zip(mine, its, strict=True):
         assert (one.logprob, one.entropy, one.margin) == pytest.approx(
-            (other.logprob, other.entropy, other.margin), abs=1e-3
+            (other.logprob, other.entropy, other.margin), abs=1e-2
         )
     assert ours.result.finish_reason == theirs.result.finish_reason
     assert eager._model.seen == plain._model.seen
@@ -195,30 +199,28 @@ def test_an_answer_may_end_anywhere(plain: GgufEngine, eager: GgufEngine, given:
     ]
 
 
-def test_a_row_in_doubt_is_evaluated_alone(plain: GgufEngine, tiny: Path) -> None:
+def test_batches_that_say_something_else_are_never_believed(
+    plain: GgufEngine, tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(decoding, "_SAME", -1.0)
     with GgufEngine.open(tiny, threads=1) as opened:
         opened._speculation = Speculation(Eager())
-        opened._speculation.trust.bound = float("inf")
-        opened._speculation.trust.compare = lambda together, alone: differences.append(abs(together - alone))  # type: ignore[method-assign]
-        differences: list[float] = []
-        generation = opened.generate(PROMPT, GenerateOptions(max_tokens=40))
+        generation = opened.generate(PROMPT, GenerateOptions(max_tokens=60))
         tokens = [token.id for token in generation]
-    assert tokens == [token.id for token in plain.generate(PROMPT, GenerateOptions(max_tokens=40))]
+    assert tokens == [token.id for token in plain.generate(PROMPT, GenerateOptions(max_tokens=60))]
+    assert generation.result.drafted_tokens == 0
+    assert opened._speculation.trust.largest(200, 1) == 1
+
+
+def test_a_close_decision_is_made_alone(
+    plain: GgufEngine, eager: GgufEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(decoding, "_CLOSE", float("inf"))
+    generation = eager.generate(PROMPT, GenerateOptions(max_tokens=40))
+    assert [token.id for token in generation] == [
+        token.id for token in plain.generate(PROMPT, GenerateOptions(max_tokens=40))
+    ]
     assert (generation.result.drafted_tokens > 0, generation.result.accepted_tokens) == (True, 0)
-    assert len(differences) > 10
-    assert max(differences) < 1e-4
-
-
-def test_what_rows_differ_by_makes_the_bound() -> None:
-    trust = Trust()
-    first = trust.bound
-    for _ in range(7):
-        trust.compare(0.3, 0.3)
-    assert trust.bound == first  # too little is known
-    trust.compare(0.3, 0.3)
-    assert trust.bound == 0.02
-    trust.compare(0.01, -0.05)  # the other token alone
-    assert trust.bound == pytest.approx(0.48)
 
 
 def test_a_memory_that_cannot_be_cut_holds_the_same_in_the_end(tiny: Path, plain: GgufEngine) -> None:
@@ -230,7 +232,7 @@ def test_a_memory_that_cannot_be_cut_holds_the_same_in_the_end(tiny: Path, plain
         assert [token.id for token in generation] == [
             token.id for token in plain.generate(PROMPT, GenerateOptions(max_tokens=40))
         ]
-        assert generation.result.drafted_tokens > generation.result.accepted_tokens
+        assert generation.result.drafted_tokens > 0
         opened._model._lib = lib
         assert held(opened) == len(opened._model.seen)
 
@@ -283,4 +285,4 @@ def test_quoting_answers_are_those_of_plain_decoding(smollm2_path: Path, questio
             answers.append([token.id for token in generation])
             drafted += generation.result.accepted_tokens
     assert answers[0] == answers[1]
-    assert drafted > 5
+    assert drafted > 2

@@ -71,7 +71,7 @@ def test_in_the_long_run_nothing_is_lost(right: float) -> None:
 def test_batches_that_are_slow_here_are_given_up_and_tried_again() -> None:
     lengths = DraftLength()
     slow = [decode(lengths, [True] * 60, {4: 5.0, 8: 9.0, 16: 17.0}) for _ in range(20)]
-    assert sum(batches for _, batches in slow) <= 20
+    assert sum(batches for _, batches in slow) <= 40
     assert sum(seconds for seconds, _ in slow) < 1.02 * 20 * 60
     seconds = [decode(lengths, [True] * 60)[0] for _ in range(10)]
     assert min(seconds[-3:]) < 60 / 1.5  # the machine is quick again

@@ -301,6 +301,11 @@ class LlamaModel:
         self._place = 0 if draft else -1
         self.seen.append(token)  # not before: `seen` may lack what the memory holds, never the reverse
 
+    @property
+    def threads(self) -> int:
+        """How many have computed the last tokens."""
+        return int(self._running)
+
     def keep(self, token: int) -> None:
         """The next token of the draft is right, and the last one seen from now on."""
         self._place += 1

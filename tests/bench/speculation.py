@@ -2,16 +2,19 @@
 
     .venv/bin/python tests/bench/speculation.py model.gguf --data squad --questions 12 --rounds 3
 
-Three kinds of answers: sentences quoted from a passage, ordinary answers from it, free ones without any passage.
-Both ways take turns on one loaded model; only decoding is timed, for the prompt is evaluated in the same way. One
-JSON document is the last line; `ratio` is plain seconds over those with drafts.
+Three kinds of answers: a sentence quoted from a passage (its first words are given, for the smallest models quote
+nothing of their own accord), an ordinary answer from a passage, and a free one without. Both ways take turns on one
+loaded model; only decoding is timed, for the prompt is evaluated in the same way. `ratio` is plain seconds over
+those with drafts. One JSON document is the last line.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
+from collections.abc import Iterable, Iterator
 from itertools import count
 from pathlib import Path
 from statistics import median
@@ -29,6 +32,7 @@ ASKED = {
     "ordinary": "Answer the question from the text in one or two sentences.",
     "free": "Answer the question in a few sentences.",
 }
+GIVEN = 4  # words of the sentence to quote
 SHORTEST = 12  # tokens of an answer whose time means something
 
 
@@ -36,15 +40,20 @@ def read(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
 
 
-def prompts(engine: GgufEngine, data: Path, kind: str) -> list[str]:
-    """One for each question."""
+def prompts(engine: GgufEngine, data: Path, kind: str) -> Iterator[str]:
+    """One for each question; none for those whose sentence is too short to be quoted."""
     passages = {each["id"]: each["text"] for each in read(data / "passages.jsonl")}
-    made = []
     for each in read(data / "questions.jsonl"):
-        text = "" if kind == "free" else f"{passages[each['passage_id']]}\n\n"
+        passage, start = passages[each["passage_id"]], ""
+        if kind == "quoting":
+            sentences = re.split(r"(?<=[.!?]) ", passage)
+            words = next((s.split() for s in sentences if each["answers"][0] in s), [])
+            if len(words) < 4 * GIVEN:
+                continue
+            start = " ".join(words[:GIVEN])
+        text = "" if kind == "free" else f"{passage}\n\n"
         user = Message("user", f"{text}Question: {each['question']}")
-        made.append(engine.render([Message("system", ASKED[kind]), user]))
-    return made
+        yield engine.render([Message("system", ASKED[kind]), user]) + start
 
 
 def run(
@@ -55,7 +64,7 @@ def run(
     return [token.id for token in generation], generation.result
 
 
-def compare(engine: GgufEngine, made: list[str], questions: int, tokens: int, rounds: int) -> dict[str, Any]:
+def compare(engine: GgufEngine, made: Iterable[str], questions: int, tokens: int, rounds: int) -> dict[str, Any]:
     """What one kind of answers gives; short ones are passed over."""
     drafts = Speculation()
     rows: list[dict[str, Any]] = []
@@ -63,9 +72,10 @@ def compare(engine: GgufEngine, made: list[str], questions: int, tokens: int, ro
     for prompt in made:
         if len(rows) == questions:
             break
-        expected, result = run(engine, prompt, tokens, None)  # not counted: it evaluates the prompt
+        _, result = run(engine, prompt, tokens, None)  # not counted: it evaluates the prompt
         if result.completion_tokens < SHORTEST:
             continue
+        expected, _ = run(engine, prompt, tokens, None)
         seconds: dict[bool, list[float]] = {False: [], True: []}
         same, drafted, accepted = True, 0, 0
         for _ in range(rounds):
@@ -79,6 +89,7 @@ def compare(engine: GgufEngine, made: list[str], questions: int, tokens: int, ro
         rows.append(
             {
                 "tokens": len(expected),
+                "plain_tokens_per_second": round(len(expected) / median(seconds[False]), 1),
                 "ratio": round(median(ratios), 3),
                 "drafted": drafted // rounds,
                 "accepted": accepted // rounds,
@@ -96,7 +107,6 @@ def compare(engine: GgufEngine, made: list[str], questions: int, tokens: int, ro
         "all_the_same": all(row["same"] for row in rows),
         "rows": rows,
         "costs": {size: round(cost, 2) for size, cost in drafts.lengths.costs.items()},
-        "trusted_margin": round(drafts.trust.bound, 4),
     }
 
 
@@ -109,17 +119,20 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5, help="of both ways, for each answer")
     parser.add_argument("--threads", type=int, default=default_threads())
     parser.add_argument("--batch", type=int, default=Tuning().batch)
+    parser.add_argument("--cache-type", default=Tuning().cache_type, choices=("F16", "Q8_0"))
     parser.add_argument("--kinds", nargs="+", choices=ASKED, default=list(ASKED))
     given = parser.parse_args()
-    tuning = Tuning(batch=given.batch)
+    tuning = Tuning(batch=given.batch, cache_type=given.cache_type)
     with GgufEngine.open(given.model, context=2048, threads=given.threads, tuning=tuning) as engine:
         run(engine, engine.render([Message("user", "Count to twenty.")]), 32, None)
         found = {
             kind: compare(engine, prompts(engine, given.data, kind), given.questions, given.tokens, given.rounds)
             for kind in given.kinds
         }
-    facts = {"model": given.model.name, "threads": given.threads, "data": given.data.name, "rounds": given.rounds}
-    result = stamped("", {**facts, "tokens": given.tokens, "kinds": found})
+    facts = {"model": given.model.name, "threads": given.threads, "cache_type": given.cache_type}
+    result = stamped(
+        "", {**facts, "data": given.data.name, "rounds": given.rounds, "tokens": given.tokens, "kinds": found}
+    )
     words = [Path(word).name if "/" in word else word for word in sys.argv[1:]]
     print(json.dumps(result | {"command": " ".join(["python tests/bench/speculation.py", *words])}))
 
