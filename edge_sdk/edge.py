@@ -168,17 +168,12 @@ class Edge:
         return list(self.add_each(sources, progress=progress, cancel=cancel))
 
     def add_each(
-        self,
-        sources: Iterable[str | Path],
-        *,
-        progress: Progress | None = None,
-        cancel: Flag | None = None,
-        background: bool = True,
+        self, sources: Iterable[str | Path], *, progress: Progress | None = None, cancel: Flag | None = None
     ) -> Iterator[AddReport]:
         """Like `add`, one report at a time: each document is durable as soon as its report is there."""
         from .ingest import add
 
-        return add(self.store, self.encoder, sources, progress=progress, cancel=cancel, background=background)
+        return add(self.store, self.encoder, sources, progress=progress, cancel=cancel)
 
     def search(self, question: str, k: int = 8) -> list[Hit]:
         """The k best passages, best first. An empty store gives an empty list."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import socket
 import sqlite3
 import sys
@@ -10,6 +11,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
+from gguf_files import tiny_llama
 from packages import catalog_entry, content
 
 from edge_sdk import device, doctor
@@ -71,6 +73,24 @@ def test_a_tuned_model_says_what_it_is_loaded_as(healthy: Settings) -> None:
     assert rows(report, "models")["writer tuned"] == "its own file, 2 threads, prefill 2.3 times as fast"
     where.write_text("{")
     assert [problem for problem in diagnose(healthy).problems if "is no profile" in problem]
+
+
+def test_what_a_model_would_take_stands_beside_what_it_may(
+    healthy: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = tiny_llama(tmp_path / "tiny.gguf")
+    entry = catalog_entry("tiny", {"t.gguf": source.read_bytes()}, {"t.gguf": [f"file:{source}"]})
+    with (healthy.home / "catalog.toml").open("a") as catalog:
+        catalog.write("\n" + entry)
+    pull("tiny", healthy)
+    monkeypatch.setattr(device, "available_memory", lambda: 1_000_000_000)
+    found = rows(diagnose(healthy), "models")
+    assert "writer memory" not in found  # its header is none
+    pattern = (
+        r"\d+ MB with a context of 512 \(weights 0, context 0, evaluation \d+, runtime \d+\); 800 MB may be taken"
+    )
+    assert re.fullmatch(pattern, found["tiny memory"])
+    assert rows(diagnose(replace(healthy, context=256)), "models")["tiny memory"] != found["tiny memory"]
 
 
 def test_the_report_is_json(healthy: Settings) -> None:

@@ -13,11 +13,13 @@ from packages import catalog_entry
 
 from edge_sdk import loading
 from edge_sdk.config import Settings, load_settings
-from edge_sdk.engines import load_probe
+from edge_sdk.device import cpu_name
+from edge_sdk.engines import engine_gguf, load_probe
 from edge_sdk.engines.engine_gguf import GgufEngine
 from edge_sdk.engines.isolated import IsolatedEngine
 from edge_sdk.engines.opening import Opening
-from edge_sdk.errors import BundleError, ModelError, ModelNotFoundError
+from edge_sdk.engines.profile import Profile, Tuning
+from edge_sdk.errors import BundleError, ModelError, ModelNotFoundError, NotEnoughMemoryError
 from edge_sdk.hub.models import pull
 from edge_sdk.prompt import Reading
 from edge_sdk.records import GenerateOptions
@@ -70,6 +72,17 @@ def test_an_adapter_is_given_by_its_file_and_says_how_it_reads(tmp_path: Path, m
     assert loading.choose_adapter(from_environment) == plain
     with pytest.raises(ModelNotFoundError, match=r"there is no adapter missing\.gguf"):
         loaded(settings(tmp_path, model=str(model), adapter="missing.gguf"))
+
+
+def test_how_many_sentences_are_chosen_is_the_models_the_bundles_or_the_settings(
+    tmp_path: Path, model: Path
+) -> None:
+    packed = bundle(tmp_path, model)
+    assert loaded(settings(tmp_path, model=str(model), evidence_tokens=64)) == (None, Reading(evidence_tokens=64))
+    assert loaded(settings(tmp_path, bundle=packed)) == (None, Reading())
+    assert loaded(settings(tmp_path, bundle=packed, evidence_tokens=64)) == (None, Reading(evidence_tokens=64))
+    weaker = load_settings({"home": tmp_path, "bundle": packed, "threads": 1}, {"EDGE_EVIDENCE_TOKENS": "64"})
+    assert loaded(weaker) == (None, Reading())  # what is in a bundle was calibrated as it is
 
 
 def test_a_bundles_only_adapter_is_used_unless_told_otherwise(tmp_path: Path, model: Path) -> None:
@@ -149,3 +162,31 @@ def test_an_onnx_decoder_can_be_isolated_too(tmp_path: Path) -> None:
     assert isinstance(engine, IsolatedEngine)
     with engine:
         assert len(list(engine.generate("hello", GenerateOptions(max_tokens=3)))) > 0
+
+
+def test_the_type_of_the_cache_is_as_the_settings_say(tmp_path: Path, model: Path) -> None:
+    profile = Profile(model.stem, model.stat().st_size, tuning=Tuning(64, False), device=cpu_name())
+    profile.save(tmp_path)
+    tunings = []
+    for flags in ({}, {"cache_type": "q8_0"}, {"cache_type": "f16"}):
+        found = settings(tmp_path, model=str(model), **flags)
+        tunings.append(loading._cached_as_wished(profile.tuning, found))
+    assert tunings == [Tuning(64, False), Tuning(64, None, "Q8_0"), Tuning(64, False, "F16")]
+
+
+def test_a_refusal_for_want_of_memory_names_a_model_that_fits(
+    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files, sources = {"tiny.gguf": model.read_bytes()}, {"tiny.gguf": [f"file:{model}"]}
+    entries = [
+        catalog_entry(name, files, sources, role="decoder", format="gguf", memory=memory)
+        for name, memory in [("wanted", 1), ("small", 1000), ("medium", 2000), ("large", 1 << 40)]
+    ]
+    (tmp_path / "catalog.toml").write_text("\n".join(entries))
+    for name in ("wanted", "small", "medium", "large"):
+        pull(name, load_settings({"home": tmp_path}, {}))
+    monkeypatch.setattr(engine_gguf, "available_memory", lambda: 1 << 20)
+    with pytest.raises(NotEnoughMemoryError, match="use --model medium, or close other programs") as caught:
+        loading.load_engine(settings(tmp_path, model="wanted"))
+    assert caught.value.room == 838_861
+    assert sum(caught.value.parts.values()) > caught.value.room

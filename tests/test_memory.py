@@ -18,7 +18,7 @@ from edge_sdk.engines.engine_gguf import GgufEngine
 from edge_sdk.engines.memory import RESERVE, estimate_memory, fit_tuning, room
 from edge_sdk.engines.profile import Tuning
 from edge_sdk.errors import NotEnoughMemoryError
-from edge_sdk.model_files.gguf_header import GgufHeader, TensorInfo
+from edge_sdk.model_files.gguf_header import GgufHeader, TensorInfo, read_header
 
 MIB = 1 << 20
 
@@ -169,7 +169,7 @@ def test_what_the_kernels_copy_counts_once_where_it_is_needed_and_twice_at_the_p
 
 
 def test_the_estimate_of_a_real_file_holds_its_parts(tmp_path: Path) -> None:
-    header = engine_gguf.read_header(tiny_llama(tmp_path / "tiny.gguf"))
+    header = read_header(tiny_llama(tmp_path / "tiny.gguf"))
     found = estimate_memory(header, 300, adapter=1000)
     assert found.weights == header.file_bytes
     assert found.cache == header.kv_bytes(512)  # cells come in 256

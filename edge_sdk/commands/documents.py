@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 
 import click
 
@@ -27,6 +28,8 @@ def add_command(settings: Settings, sources: tuple[str, ...], label: str | None,
     docstrings, without running it. Adding again only does what has changed, so an interrupted run is resumed
     by the same command. Each document is safe on disk as soon as it is counted.
     """
+    from ..ingest import add
+
     started = time.perf_counter()
     reports: list[AddReport] = []
     out = console()
@@ -35,7 +38,8 @@ def add_command(settings: Settings, sources: tuple[str, ...], label: str | None,
             _stored(label)
         )  # in one transaction with the text: it is never there without its label
         with progress_bar("adding") as bar:
-            for report in edge.add_each(sources, progress=bar, cancel=cancel, background=settings.background):
+            add_all = partial(add, edge.store, edge.encoder, background=settings.background)
+            for report in add_all(sources, progress=bar, cancel=cancel):
                 reports.append(report)
                 if report.status == "unchanged" and label is not None:
                     edge.store.set_label(report.name, _stored(label) or "")

@@ -197,7 +197,7 @@ def _compute(header: GgufHeader, context: int, tuning: Tuning) -> int:
     keys = max(header.n_head_kv, default=0) * header.head_bytes // 4  # numbers of all heads' keys, or values
     queries = heads * header.head_bytes // 4
     # The residual stream, keys and values, the gate; the feed-forward's input again in 8 bits; the mask.
-    token = 4 * (2 * feed + 4 * width + 2 * queries + 2 * keys) + feed * 8 // 7 + 2 * cells
+    token = 4 * (2 * feed + 6 * width + 2 * queries + 2 * keys) + feed * 8 // 7 + 2 * cells
     if tuning.flash_attention is False:
         token += heads * cells * 4 * 4 // 3  # the scores, and what their transposition takes
     return batch * token + 4 * header.vocabulary
