@@ -25,6 +25,8 @@ from edge_sdk.engines import batch_engine
 from edge_sdk.engines.batch_engine import BatchEngine
 from edge_sdk.engines.engine import Engine, Generation
 from edge_sdk.engines.engine_gguf import GgufEngine
+from edge_sdk.engines.llama import LlamaModel
+from edge_sdk.engines.llama_sampler import Sampler
 from edge_sdk.errors import (
     ConfigError,
     ContextOverflowError,
@@ -35,6 +37,7 @@ from edge_sdk.errors import (
     TemplateError,
 )
 from edge_sdk.records import GenerateOptions, Message, Token
+from kernels.logits import LogitsFigures
 
 SYSTEM = "the rhine flows through basel and on to the sea; "
 PROMPTS = tuple(f"{SYSTEM}{end}" for end in ("a comet", "the hat", "an inn", "", "and the rain " * 9, "a"))
@@ -226,23 +229,25 @@ def test_answers_get_their_tokens_in_step_and_prompts_come_in_parts(
 ) -> None:
     """Every batch is written down: what runs has one token in each, and long prompts do not fill one up."""
     batches: list[dict[int, int]] = [{}]
+    asked = Event()
     context = engine._worker._context
-    add, evaluate = context.add, context.evaluate
+    add, compute = context.add, context.compute
 
     def noted(sequence: int, start: int, tokens: np.ndarray, *, wanted: bool) -> int:
         batches[-1][sequence] = len(tokens)
         return add(sequence, start, tokens, wanted=wanted)
 
-    def counted(stopped: Callable[[], bool]) -> bool:
+    def counted() -> bool:
         batches.append({})
-        return evaluate(stopped)
+        return (len(batches) == 2 or asked.wait(DEADLINE)) and compute()
 
     monkeypatch.setattr(context, "add", noted)
-    monkeypatch.setattr(context, "evaluate", counted)
+    monkeypatch.setattr(context, "compute", counted)
     monkeypatch.setattr(batch_engine, "_STALL", 0.0)
     first = engine.generate("the hat", GenerateOptions(max_tokens=100))
     next(first)
     others = [engine.generate("x" * 300 + str(number), GenerateOptions(max_tokens=40)) for number in range(3)]
+    asked.set()
     for generation in (first, *others):
         ids(generation)
     answering: set[int] = set()
@@ -355,6 +360,7 @@ def test_closing_ends_all_generations_with_an_error(tiny: Path) -> None:
     next(running[0])
     closing = threading.Thread(target=opened.close, daemon=True)
     closing.start()
+    until(lambda: opened._worker._closed)
     for generation in running:
         with pytest.raises(EngineError, match="is closed"):
             ids(generation)
@@ -423,14 +429,20 @@ def test_what_cannot_be_answered_is_refused_before_any_work(engine: BatchEngine)
 
 
 def test_an_error_belongs_to_its_own_generation(engine: BatchEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Failing(Sampler):
+        def __init__(self, model: LlamaModel, options: GenerateOptions, prompt: list[int]) -> None:
+            super().__init__(model, options, prompt)
+            self.left = 5 if options.seed == 1 else -1
+
+        def choose(self, row: object = None) -> LogitsFigures:
+            self.left -= 1
+            if not self.left:
+                raise EngineError("the grammar allows no token that the model has")
+            return super().choose(row)
+
+    monkeypatch.setattr(batch_engine, "Sampler", Failing)
     bad = engine.generate(SYSTEM, GenerateOptions(max_tokens=50, seed=1))
     good = engine.generate(SYSTEM, GenerateOptions(max_tokens=50, seed=2))
-    next(bad)
-
-    def fail(_row: object = None) -> object:
-        raise EngineError("the grammar allows no token that the model has")
-
-    monkeypatch.setattr(bad._tokens._asked._sampler, "choose", fail)  # type: ignore[attr-defined]
     with pytest.raises(EngineError, match="allows no token"):
         ids(bad)
     assert len(ids(good)) == 50

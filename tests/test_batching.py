@@ -77,6 +77,9 @@ class Context:
         self.batches.append([(sequence, len(tokens)) for sequence, _, tokens, _ in added])
         return True
 
+    def compute(self) -> bool:
+        return self.evaluate(bool)
+
     def row(self, place: int) -> int:
         return self.rows[place]
 
@@ -122,7 +125,7 @@ def finished(running: Batching[Asked], steps: int = 1_000) -> int:
     for count in range(steps):
         if not running.pending:
             return count
-        assert running.step(bool)
+        assert running.step()
     raise AssertionError("it does not end")
 
 
@@ -206,13 +209,13 @@ def test_prompts_are_evaluated_in_parts_beside_answers_and_in_turn() -> None:
     running = batching(context)
     answer, long, short = asked([1], 30), asked([2] * 40, 1), asked([3] * 4, 1)
     running.add(answer)
-    running.step(bool)
+    running.step()
     running.add(long)
     running.add(short)
     for _ in range(5):
-        assert running.step(bool, 8) == 9
+        assert running.step(prompts=8) == 9
     assert long.ended and not short.begun and len(answer.made) == 6
-    running.step(bool, 8)
+    running.step(prompts=8)
     assert short.ended and len(answer.made) == 7
 
 
@@ -222,12 +225,12 @@ def test_dropped_answers_free_their_sequence_at_once() -> None:
     first, second, third = asked([1] * 20, 30), asked([2] * 20, 30), asked([3], 1)
     for each in (first, second, third):
         running.add(each)
-    running.step(bool)
+    running.step()
     running.drop(second)
     running.drop(first)
     running.drop(first)
     assert running.running == 0
-    assert running.step(bool) == 1 and third.ended and not running.pending
+    assert running.step() == 1 and third.ended and not running.pending
 
 
 def test_after_an_error_all_is_forgotten_and_the_waiting_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -236,7 +239,7 @@ def test_after_an_error_all_is_forgotten_and_the_waiting_go_on(monkeypatch: pyte
     everyone = [asked([number] * 5, 4) for number in range(3)]
     for each in everyone:
         running.add(each)
-    running.step(bool)
+    running.step()
 
     def fail(stopped: object) -> bool:
         raise EngineError("no")

@@ -10,6 +10,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Generator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -34,7 +35,7 @@ from .profile import DEFAULT, Tuning
 from .prompt_tokens import PromptTokens
 from .sequences import MOST_SEQUENCES, SequenceContext, SequenceModel
 
-_POLL = 0.02  # seconds between two looks at whether to stop
+_POLL = 1.0  # seconds between two looks of a reader; whatever happens wakes it
 _STALL = 0.1  # seconds that an answer may have to wait for the prompts of others in its batch
 _LEAST_PART = 32  # tokens of a prompt; with fewer the weights are read too often
 _KEPT_SHARE = 0.25  # of the cells may hold what ended answers have left
@@ -216,6 +217,8 @@ class _Asked:
 
     def next(self, row: Any) -> int | None:
         """See `Answer.next`. What goes wrong is for whoever reads this answer; the others go on."""
+        if self.over:
+            return None
         try:
             figures = self._sampler.choose(row)
             chosen = figures.chosen
@@ -239,8 +242,9 @@ class _Asked:
 
     def end(self, how: FinishReason | Exception) -> None:
         """Nothing more comes."""
-        self.over = True
-        self.made.put(how)
+        if not self.over:
+            self.over = True
+            self.made.put(how)
 
     def result(self, reason: FinishReason, tokens: int) -> GenerationResult:
         """How it ended, of which so many tokens were read."""
@@ -299,7 +303,10 @@ def _drop(asked: _Asked) -> None:
 
 
 class _Worker:
-    """Evaluates what is asked, in batches, on a thread that sleeps while there is nothing to do."""
+    """Evaluates what is asked, in batches, on the thread that computes; one of its own watches for what to stop.
+
+    Both sleep while there is nothing to do.
+    """
 
     def __init__(self, model: SequenceModel, context: SequenceContext, prompts: PromptTokens, name: str) -> None:
         self._model, self._context, self._prompts, self._name = model, context, prompts, name
@@ -315,7 +322,10 @@ class _Worker:
 
     def check_open(self) -> None:
         if self._closed:
-            raise EngineError(f"{self._name} is closed")
+            raise self._no_longer()
+
+    def _no_longer(self) -> EngineError:
+        return EngineError(f"{self._name} is closed")
 
     def shut(self) -> None:
         """End soon; takes no lock, so that it may come whenever an engine is dropped."""
@@ -328,44 +338,62 @@ class _Worker:
     def _work(self) -> None:
         try:
             while not self._closed:
-                self._receive()
-                self._step()
+                self._take(self._inbox.get())
+                self._context.run(self._answer, self._stopped)
         finally:
-            self._closed = True  # readers look at it
+            self._closed = True
+            self._receive()
+            for asked in self._asked:
+                asked.end(self._no_longer())
             self._prompts.close()
             self._context.close()
             self._model.close()
 
+    def _answer(self) -> bool:
+        """On the thread that computes: one batch after the other, until there is nothing left to do."""
+        while self._asked and not self._closed:
+            self._step()
+            self._receive()
+        return True
+
     def _receive(self) -> None:
-        """Take in what is asked; wait for it while there is nothing to do."""
-        try:
+        with suppress(Empty):
             while True:
-                asked = self._inbox.get(block=not self._asked)
-                if asked is None:
-                    return
-                self._asked.append(asked)
-                self.batching.add(asked)
-        except Empty:
-            return
+                self._take(self._inbox.get_nowait())
+
+    def _take(self, asked: _Asked | None) -> None:
+        if asked is not None:
+            self._asked.append(asked)
+            self.batching.add(asked)
 
     def _step(self) -> None:
-        for asked in self._asked:
-            if asked.unwanted:
-                asked.over = True
-                self.batching.drop(asked)
+        self._end_unwanted()
+        over = [asked for asked in self._asked if asked.over]  # as it is now: whoever watches may end more
+        for asked in over:
+            self.batching.drop(asked)
+        self._asked = [asked for asked in self._asked if asked not in over]
+        if not self._asked:
+            return
         started = time.perf_counter()
         try:
-            tokens = self.batching.step(self._stopped, self._prompt_tokens())
+            tokens = self.batching.step(prompts=self._prompt_tokens())
         except EngineError as error:
             for asked in self.batching.clear():
                 asked.end(error)
         else:
             if tokens and tokens >= _LEAST_PART:
                 self._seconds = (time.perf_counter() - started) / tokens
-        self._asked = [asked for asked in self._asked if not asked.over]
+
+    def _end_unwanted(self) -> None:
+        for asked in self._asked:
+            if asked.unwanted:
+                asked.end("cancelled")
 
     def _stopped(self) -> bool:
-        return self._closed or all(asked.unwanted for asked in self.batching.evaluating())
+        """Whether nobody wants the batch that is being evaluated; asked from another thread."""
+        self._end_unwanted()
+        batch = self.batching.evaluating()
+        return self._closed or (bool(batch) and all(asked.over for asked in batch))
 
     def _prompt_tokens(self) -> int:
         """How many tokens of prompts may be in the next batch: all of it for one that is alone."""

@@ -115,17 +115,18 @@ class Batching(Generic[A]):
         self._free, self._cells = list(range(self._context.sequences)), Cells(self._context.cells)
         return given_up
 
-    def step(self, stopped: Callable[[], bool], prompts: int | None = None) -> int | None:
+    def step(self, stopped: Callable[[], bool] | None = None, prompts: int | None = None) -> int | None:
         """Evaluate one batch, with up to `prompts` tokens of prompts in it; return the number of its tokens.
 
-        None where `stopped` became true before its end: then it is as if it had not begun. After an `EngineError`
-        only `clear` is left, and where `Answer.next` raises, too.
+        None where `stopped` became true before its end: then it is as if it had not begun. Without `stopped` this
+        has to be the thread that computes (see `SequenceContext.run`). After an `EngineError` only `clear` is left,
+        and where `Answer.next` raises, too.
         """
         self._fill(self._context.batch if prompts is None else prompts)
         batch = [held for held in self._running if held.added]
         if not batch:
             return 0
-        if not self._context.evaluate(stopped):
+        if not (self._context.evaluate(stopped) if stopped else self._context.compute()):
             for held in batch:
                 held.added = 0
                 self._context.cut(held.sequence, held.evaluated)  # whatever the interrupted evaluation has left

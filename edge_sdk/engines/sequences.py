@@ -17,15 +17,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..device import CpuWatch
 from ..errors import EngineError
 from .llama import LlamaModel, _set_adapter
 from .profile import Tuning
-from .threads import EvaluationThreads
+from .threads import DRAFT, ThreadPace
 
 _ABORTED = 2  # what llama_decode returns then
 _SMALLEST = 32  # cells of the context that comes with the model and computes nothing
-_ALIKE = 32  # batches of so many tokens take as long as the last one with as many; larger ones are of any length
 MOST_SEQUENCES = 256  # of one context, in llama.cpp
 
 
@@ -45,7 +43,7 @@ class SequenceModel(LlamaModel):
             tuning=Tuning(batch=_SMALLEST),
             adapter=adapter,
         )
-        lib, self.threads = self._lib, threads
+        lib, self.most_threads = self._lib, threads
         self.handle = lib.llama_get_model(self._context)
         for asked, what in (
             (lib.llama_model_is_recurrent, "recurrent"),
@@ -77,9 +75,8 @@ class SequenceContext:
         if tuning.flash_attention is not None:
             settings.flash_attn_type = int(tuning.flash_attention)
         settings.type_k = settings.type_v = getattr(lib, f"GGML_TYPE_{tuning.cache_type}")
-        settings.n_threads = settings.n_threads_batch = self._running = model.threads
-        self._free_cores = CpuWatch().free_cores
-        self._paces: dict[int, EvaluationThreads] = {}  # by number of tokens, for what is alike takes as long
+        settings.n_threads = settings.n_threads_batch = self._running = model.most_threads
+        self._paces: dict[int, ThreadPace] = {}  # by number of tokens, for what is alike takes as long
         handle = lib.llama_init_from_model(model.handle, settings)
         if not handle:
             raise EngineError(f"llama.cpp cannot make a context of {cells} tokens for {sequences} sequences")
@@ -153,27 +150,35 @@ class SequenceContext:
 
         Then each sequence of which there were tokens has to be cut to what it held before.
         """
-        stop = self._model._stop
-        stop.set(False)
-        whole = not stopped() and self._model._thread.run(self._decode, stop.set, stopped)
+        whole = not stopped() and self.run(self.compute, stopped)
         self._struct.n_tokens = 0
         return whole
 
+    def run(self, job: Callable[[], bool], stopped: Callable[[], bool]) -> bool:
+        """What `job` returns, on the thread that computes; while `stopped` is true, evaluations in it end early."""
+        return self._model._thread.run(job, self._model._stop.set, stopped)
+
+    def compute(self) -> bool:
+        """`evaluate` on the thread that computes, which this has to be."""
+        self._model._stop.set(False)
+        try:
+            return self._decode()
+        finally:
+            self._struct.n_tokens = 0
+
     def _decode(self) -> bool:
         tokens = int(self._struct.n_tokens)
-        short = tokens <= _ALIKE
-        pace = self._paces.get(tokens if short else 0)
-        if pace is None:
-            pace = self._paces[tokens if short else 0] = EvaluationThreads(self._model.threads, self._free_cores)
-        if (threads := pace.begin(tokens)) != self._running:
+        pace = self._paces.setdefault(tokens, ThreadPace(self._model.most_threads)) if tokens <= DRAFT else None
+        if (threads := pace.threads if pace else self._model.most_threads) != self._running:
             self._lib.llama_set_n_threads(self._context, threads, threads)
             self._running = threads
         started = time.perf_counter()
         code = self._lib.llama_decode(self._context, self._struct)
         if code and code != _ABORTED:
             raise EngineError(f"llama.cpp fails to evaluate {tokens} tokens (code {code})")
-        if not code:
-            pace.end(1 if short else tokens, time.perf_counter() - started)
+        seconds = time.perf_counter() - started
+        for each in self._paces.values():
+            each.took(seconds) if each is pace and not code else each.passed(seconds)
         return not code
 
     def row(self, place: int) -> Any:
