@@ -107,7 +107,8 @@ def test_what_cannot_be_asked_is_one_line(made: Settings, tmp_path: Path) -> Non
     (tmp_path / "damaged.db").write_bytes(b"no store at all" * 100)
     with pytest.raises(StoreError, match="cannot be copied"):
         bench_ask(load_settings({"home": tmp_path, "store": tmp_path / "damaged.db"}, {}), QUESTIONS)
-    without = load_settings({"home": tmp_path, "store": made.store, "model": str(tmp_path / "none.gguf")}, {})
+    none = {"encoder": made.encoder, "model": str(tmp_path / "none.gguf")}
+    without = load_settings({"home": tmp_path, "store": made.store, **none}, {})
     with pytest.raises(EngineError, match=r"measuring edge failed: .*none\.gguf"):
         bench_ask(without, QUESTIONS)
 

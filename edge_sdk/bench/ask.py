@@ -23,7 +23,7 @@ from ..errors import ConfigError, EngineError, StoreError
 from .apart import Apart, answer, peak_mb, quiet
 from .energy import EnergyMeter
 from .peers import Peer, find_peers
-from .summary import summarise
+from .summary import rounded, summarise
 
 if TYPE_CHECKING:
     from ..config import Settings
@@ -98,7 +98,7 @@ def bench_ask(
     return {
         "contenders": {name: {**summarise(of), "peak_mb": _most(of, "peak_mb")} for name, of in rows.items()},
         "ratios": {f"{name}_to_edge": _ratios(rows[name], rows["edge"]) for name in peers},
-        "first_question_ms": told["first_question_ms"],
+        "first_question_ms": rounded(told["first_question_ms"]),
         "left_out": left_out,
         "settings": {
             **{name: told[name] for name in ("model", "context", "prompt_tokens", "evidence_tokens")},
@@ -129,7 +129,8 @@ def _asked(peer: Peer, prompt: Mapping[str, Any], max_tokens: int) -> dict[str, 
 
 
 def _most(rows: Sequence[Mapping[str, float | None]], name: str) -> float | None:
-    return max((value for row in rows if (value := row.get(name)) is not None), default=None)
+    known = [value for row in rows if (value := row.get(name)) is not None]
+    return rounded(max(known)) if known else None
 
 
 def _ratios(

@@ -204,7 +204,6 @@ def bench_ask_command(
         columns = (
             "first_token_ms",
             "whole_ms",
-            "prefill_ms",
             "prompt_tokens",
             "decode_tokens_per_second",
             "peak_mb",
