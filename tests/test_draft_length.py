@@ -57,7 +57,7 @@ def test_an_answer_loses_little_whatever_it_says(answers: list[list[bool]]) -> N
     lengths = DraftLength(share=0.015, grant=1.0)
     for matches in answers:
         seconds, _ = decode(lengths, matches)
-        assert seconds <= 1.015 * len(matches) + 1.0 + 1e-9
+        assert seconds <= 1.015 * len(matches) + 1.0 + (max(COSTS.values()) - 1)  # the last batch may be a miss
 
 
 @pytest.mark.parametrize("right", [0.3, 0.5, 0.7, 0.9])

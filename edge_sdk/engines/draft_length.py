@@ -1,8 +1,8 @@
 """How many drafted tokens pay to be verified together: from what batches cost here and how often drafts are right.
 
 Two things keep drafts from costing. One is made only where the tokens expected of it are worth more than the time
-of its batch; and an answer may lose no more than a token's time and a small share of its own, gains set off. Knows
-nothing of models or clocks; times come in as seconds.
+of its batch; and an answer that has lost a token's time and a small share of its own, gains set off, makes no more.
+Knows nothing of models or clocks; times come in as seconds.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import deque
 from statistics import median
 
-_COSTS = {4: 2.0, 8: 2.9, 16: 4.3}  # of a batch, in single tokens; kernels take four at a time
+_COSTS = {4: 2.2, 8: 2.9, 16: 4.3}  # of a batch, in single tokens; kernels take four at a time
 _CHANCES = (0.4, 0.55, 0.65, 0.75, 0.8, 0.85, 0.9)  # that the next token is right, after a match of 2, 3, ... 8
 _WEIGHT = 6.0  # observations that these chances count for
 _FORGET = 0.97  # what an observation counts for when the next comes
@@ -29,11 +29,11 @@ class DraftLength:
     >>> lengths.begin(), [lengths.single(0.01) for _ in range(3)]
     (None, [None, None, None])
     >>> lengths.choose(match=9, most=99), lengths.choose(match=9, most=2), lengths.choose(match=0, most=99)
-    (3, 0, 0)
-    >>> lengths.batch(4, 0.015), [lengths.gain() for _ in range(4)]
-    (None, [None, None, None, None])
-    >>> lengths.choose(match=12, most=99)
-    7
+    (7, 0, 0)
+    >>> lengths.batch(8, 0.030), lengths.gain()
+    (None, None)
+    >>> lengths.credit < 0, lengths.choose(match=9, most=99)
+    (True, 0)
     """
 
     def __init__(self, *, share: float = 0.015, grant: float = 1.0) -> None:
@@ -56,7 +56,7 @@ class DraftLength:
         """How many tokens to draft, at most `most`, where the last `match` tokens stood before; 0 for none."""
         if not match or len(self._alone) < 3:
             return 0
-        best, rate = 0, _MARGIN
+        best, rate, risk = 0, _MARGIN, 1 - self.chance(match)
         expected, chance, length = 1.0, 1.0, 0
         for size, cost in self.costs.items():
             if size > most + 1:
@@ -65,7 +65,7 @@ class DraftLength:
                 chance *= self.chance(match + length)
                 expected += chance
                 length += 1
-            if expected > rate * cost and cost - 1 <= self.credit:
+            if expected > rate * cost and risk * (cost - 1) <= self.credit:
                 best, rate = length, expected / cost
         return best
 
