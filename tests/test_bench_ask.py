@@ -125,6 +125,7 @@ def test_a_process_is_told_the_flags_and_no_remote(tmp_path: Path) -> None:
     }
     again = load_settings(flags, {})
     assert (again.remote, again.threads, again.context, again.store) == (None, 3, 777, settings.store)
+    assert again.prefix_cache == 0
     assert again.sources["encoder"] == settings.sources["encoder"] == "default"
 
 

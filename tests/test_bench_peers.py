@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from pathlib import Path
 
@@ -50,13 +51,13 @@ def test_a_server_that_does_not_work_is_one_line(mode: str, patience: float, mes
 def test_what_is_not_installed_is_left_out_with_a_reason(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     model = tmp_path / "model.gguf"
     monkeypatch.setattr(peers, "find_spec", lambda name: None)
-    monkeypatch.setattr(peers.shutil, "which", lambda name: None)
+    monkeypatch.setattr(shutil, "which", lambda name: None)
     found, missing = find_peers(model, 512)
     assert found == {}
     assert missing.keys() == {"llama_class", "llama_cpp_server", "llama_server"}
     assert "fastapi" in missing["llama_cpp_server"]
     monkeypatch.setattr(peers, "find_spec", lambda name: name)
-    monkeypatch.setattr(peers.shutil, "which", lambda name: f"/usr/bin/{name}")
+    monkeypatch.setattr(shutil, "which", lambda name: f"/usr/bin/{name}")
     found, missing = find_peers(model, 512)
     assert (list(found), missing) == (["llama_class", "llama_cpp_server", "llama_server"], {})
     assert find_peers(tmp_path / "model.onnx", 512)[0] == {}

@@ -164,9 +164,12 @@ def private_store(settings: Settings) -> Iterator[Settings]:
 
 
 def settings_flags(settings: Settings) -> dict[str, str]:
-    """What a process needs to read the same settings: the flags, the rest being in its environment. No remote."""
+    """What a process needs to read the same settings: the flags, the rest being in its environment.
+
+    No remote, and no prompts kept on the disk: the same question asked in a run before would be answered at once.
+    """
     given = {name: str(getattr(settings, name)) for name, source in settings.sources.items() if source == "flag"}
-    return {**given, "home": str(settings.home), "store": str(settings.store), "remote": ""}
+    return {**given, "home": str(settings.home), "store": str(settings.store), "remote": "", "prefix_cache": "0"}
 
 
 @contextmanager

@@ -56,8 +56,8 @@ def bench_start(
     start of the process, and its `parts_ms`. The peer is `llama_cpp.Llama` with the model's own file and its
     defaults, on a prompt of whole passages of at most `peer_tokens` tokens, which it need not search for. What this
     module itself needs to be imported is left out of all. `python_ms` is of interpreters alone. `joules` are of the
-    whole processor, None where the system does not tell. What another process has left on the disk to be used again
-    counts: it is what a user's second start is like.
+    whole processor, None where the system does not tell. Prompts that other processes have kept on the disk are not
+    used: the question is the same every time.
     """
     from .ask import private_store, settings_flags
 
