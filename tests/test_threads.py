@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from pathlib import Path
 
+import numpy as np
 import pytest
+from gguf_files import tiny_llama
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -26,7 +29,10 @@ def spent(pace: ThreadPace, steps: int, machine: Callable[[int], float]) -> tupl
     """Seconds that all steps took, and how often the number changed."""
     total, changes = 0.0, 0
     for _ in range(steps):
-        threads = pace.threads
+        threads, seconds = pace.threads, 0.0
+        if pace.unsure:
+            pace.tried_one(seconds := machine(1))
+        total += seconds
         seconds = machine(threads)
         total += seconds
         pace.took(seconds)
@@ -39,7 +45,7 @@ def test_alone_all_threads_are_used_and_trying_one_costs_next_to_nothing(most: i
     pace = ThreadPace(most)
     total, changes = spent(pace, 1000, alone)
     assert pace.threads == most
-    assert changes <= 2
+    assert changes == 0  # so that answers are the same each time
     assert total <= 1.01 * 1000 * alone(most)
 
 
@@ -64,9 +70,11 @@ def test_it_comes_back_when_the_core_is_free_again() -> None:
     assert spent(pace, 1000, alone)[1] == 0
 
 
-def test_a_single_hiccup_costs_a_few_slower_steps() -> None:
+def test_a_single_hiccup_changes_nothing_and_two_cost_a_few_slower_steps() -> None:
     pace = ThreadPace(2)
     spent(pace, 500, alone)
+    pace.took(30 * ONE)
+    assert pace.threads == 2
     pace.took(30 * ONE)
     assert pace.threads == 1
     total, _ = spent(pace, 500, alone)
@@ -78,6 +86,7 @@ def test_after_a_sleep_of_the_machine_it_recovers() -> None:
     pace = ThreadPace(2)
     pace.took(alone(2))
     spent(pace, 50, alone)
+    pace.took(36_000.0)
     pace.took(36_000.0)
     spent(pace, 15_000, alone)
     assert pace.threads == 2
@@ -132,3 +141,21 @@ def test_time_that_passes_with_prompts_brings_the_next_attempt_nearer() -> None:
         answering.passed(10.0)
         answering.took(ONE)
     assert (patient.threads, answering.threads) == (1, 2)
+
+
+def test_the_token_that_is_tried_on_one_thread_leaves_no_trace(tmp_path: Path) -> None:
+    pytest.importorskip("llama_cpp")
+    from edge_sdk.engines.llama import LlamaModel
+
+    path, rows = tiny_llama(tmp_path / "tiny.gguf"), []
+    for yielding in (False, True):
+        model = LlamaModel(path, context=256, threads=2, gpu_layers=0, yielding=yielding)
+        model.prefill([5, 6, 7], lambda: False)
+        for token in range(20, 30):
+            model.advance(token)
+        assert model.seen == [5, 6, 7, *range(20, 30)]
+        rows.append(np.ctypeslib.as_array(model.row(), (model.size,)).copy())
+        pace = model._pace
+        assert (pace is not None and 1 in pace._times) == yielding
+        model.close()
+    assert np.array_equal(*rows)

@@ -323,12 +323,14 @@ class LlamaModel:
 
     def _decode(self, batch: Any) -> bool:
         pace = self._pace
-        threads = pace.threads if pace and batch.n_tokens <= DRAFT else self._settings.n_threads
-        if threads != self._running:
-            self._lib.llama_set_n_threads(self._context, threads, threads)
-            self._running = threads
+        if pace and pace.unsure and batch.n_tokens == 1 and self.forgets:
+            # Forgotten again, for on another number of threads the numbers differ in their last bits.
+            started = time.perf_counter()
+            if not self._compute(batch, 1):
+                pace.tried_one(time.perf_counter() - started)
+            self._lib.llama_memory_seq_rm(self._memory, 0, len(self.seen), -1)
         started = time.perf_counter()
-        code = self._lib.llama_decode(self._context, batch)
+        code = self._compute(batch, pace.threads if pace and batch.n_tokens <= DRAFT else self._settings.n_threads)
         if pace and not code:
             took = pace.took if batch.n_tokens == 1 else pace.passed
             took(time.perf_counter() - started)
@@ -337,6 +339,12 @@ class LlamaModel:
             self.seen.clear()
             raise EngineError(f"llama.cpp fails to evaluate {batch.n_tokens} tokens (code {code}): {complaint()}")
         return not code
+
+    def _compute(self, batch: Any, threads: int) -> int:
+        if threads != self._running:
+            self._lib.llama_set_n_threads(self._context, threads, threads)
+            self._running = threads
+        return int(self._lib.llama_decode(self._context, batch))
 
     def row(self) -> Any:
         """The logits behind the last token seen: a pointer to `size` floats, good until the next evaluation."""

@@ -19,8 +19,9 @@ SHARE = 0.1
 DRAFT = 32
 """Tokens that are evaluated together much like one. Parts of a prompt are longer: there each thread takes as much
 work as it gets done, so beside a busy process all of them are about as fast as one: nothing is to be gained."""
-_FIRST = 3  # steps before another number of threads is tried
+_FIRST = 3  # steps on a number of threads before another is tried
 _WAIT, _LONGEST_WAIT = 8, 256  # steps' worth of time until the next attempt; doubled each time that one fails
+_MOST_OF_A_STEP = 3.0  # steps' worth that a single one adds to the loss that is watched
 _WORST = 1000.0  # steps' worth that a single step counts for at most: the machine may have been asleep
 
 
@@ -32,7 +33,8 @@ class ThreadPace:
     steps together take at most 1.1 of what one thread would, but for the first losses.
 
     >>> pace = ThreadPace(2)
-    >>> for seconds in (0.007, 0.007, 0.007, 0.010, 0.007, 0.300):
+    >>> pace.tried_one(0.010)
+    >>> for seconds in (0.007, 0.007, 0.300, 0.300):
     ...     pace.took(seconds)
     >>> pace.threads
     1
@@ -43,7 +45,6 @@ class ThreadPace:
         self._at = 0
         self._times: dict[int, deque[float]] = {}
         self._steps = 0  # since the number changed
-        self._looking = False  # a single step on one thread, to know what it takes
         self._excess = 0.0  # the CUSUM, in seconds
         self._lost = 0.0  # by this attempt, against fewer threads; below zero where it has won
         self._fails = 0
@@ -54,21 +55,22 @@ class ThreadPace:
         """For the next step."""
         return self._rungs[self._at]
 
+    @property
+    def unsure(self) -> bool:
+        """Whether it has to be told what a step takes on one thread; see `tried_one`."""
+        return len(self._rungs) > 1 and self._steps >= _FIRST and self._rungs[-1] not in self._times
+
+    def tried_one(self, seconds: float) -> None:
+        """Learn what a step has taken on one thread that does not count otherwise."""
+        self._times[self._rungs[-1]] = deque([seconds], maxlen=5)
+
     def took(self, seconds: float) -> None:
         """Learn what a step on `threads` has taken."""
         self._times.setdefault(self.threads, deque(maxlen=5)).append(seconds)
         self._steps += 1
-        if self._looking:
-            self._looking = False
-            self._move(0)
-        elif self._at < len(self._rungs) - 1:
-            fewer = self._fewer()
-            if fewer is not None:
-                self._compare(seconds, fewer)
-            elif self._steps == _FIRST:
-                self._looking = True
-                self._move(len(self._rungs) - 1)
-        if self._at and not self._looking:
+        if self._at < len(self._rungs) - 1 and (fewer := self._fewer()) is not None:
+            self._compare(seconds, fewer)
+        if self._at:
             self._waited += seconds
             if self._waited >= self._wait and self._steps >= _FIRST:
                 self._excess, self._lost = 0.0, max(0.0, self._lost)
@@ -86,7 +88,8 @@ class ThreadPace:
     def _compare(self, seconds: float, fewer: float) -> None:
         seconds = min(seconds, _WORST * fewer)
         self._lost += seconds - fewer
-        self._excess = max(0.0, self._excess + seconds - ALLOWANCE * fewer)
+        # No single step is reason enough: the numbers of a model depend on the number of threads, in the last bits.
+        self._excess = max(0.0, self._excess + min(seconds - ALLOWANCE * fewer, _MOST_OF_A_STEP * fewer))
         if self._excess > PATIENCE * fewer:
             failed = self._lost > 0
             self._fails = min(self._fails + 1, 16) if failed else 0
