@@ -158,4 +158,4 @@ def test_the_token_that_is_tried_on_one_thread_leaves_no_trace(tmp_path: Path) -
         pace = model._pace
         assert (pace is not None and 1 in pace._times) == yielding
         model.close()
-    assert np.array_equal(*rows)
+    assert np.array_equal(rows[0], rows[1])

@@ -91,8 +91,8 @@ def estimate_memory(
 def room(free: int) -> int:
     """Of so many free bytes, those that a model may take.
 
-    >>> room(1 << 30) / (1 << 30), room(16 << 30) / (1 << 30)
-    (0.8, 15.0)
+    >>> room(1000), room(16 << 30) >> 30
+    (800, 15)
     """
     return max(0, free - min(free // 5, RESERVE))
 
