@@ -267,7 +267,7 @@ class _Reading(Generator[Token, None, GenerationResult]):
         try:
             while self._engine is not None:
                 if self._asked.unwanted:
-                    self._finish("cancelled")
+                    raise StopIteration(self._asked.result("cancelled", self._read))
                 self._worker.check_open()
                 try:
                     made = self._asked.made.get(timeout=_POLL)
@@ -278,14 +278,11 @@ class _Reading(Generator[Token, None, GenerationResult]):
                     return made
                 if isinstance(made, Exception):
                     raise made
-                self._finish(made)
+                raise StopIteration(self._asked.result(made, self._read))
             raise StopIteration
         except BaseException:
             self.close()
             raise
-
-    def _finish(self, reason: FinishReason) -> None:
-        raise StopIteration(self._asked.result(reason, self._read))
 
     def throw(self, kind: Any, value: Any = None, trace: Any = None) -> Token:
         """End the answer and raise."""
