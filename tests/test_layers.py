@@ -68,7 +68,8 @@ OWNERS = {
     "faiss": "bench.search",
     "httpx": "fallback.exchange fallback.remote hub.download",
     "jinja2": "engines.template_sandbox",
-    "llama_cpp": "engines.llama engines.llama_state engines.llama_sampler engines.engine_gguf bench.engine quantize.*",
+    "llama_cpp": "engines.llama engines.llama_state engines.llama_sampler engines.engine_gguf bench.engine"
+    " quantize.*",
     "matplotlib": "bench.plot quantize.plot_route quantize.plot_front quantize.recipes.plots",
     "markdown_it": "documents.parse_markdown",
     "numpy": "* kernels.* quantize.*",

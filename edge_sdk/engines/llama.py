@@ -248,7 +248,7 @@ class LlamaModel:
         return describe_setup(self._lib, self._settings, self._gpu_layers)
 
     def state(self, most: int) -> State | None:
-        """A copy of what the context holds of all tokens seen; None where it is beyond `most` bytes, or in doubt."""
+        """A copy of what the context holds of all tokens seen; None where it has over `most` bytes, or in doubt."""
         return copy_state(self._lib, self._context, len(self.seen), most)
 
     def restore(self, tokens: Sequence[int], state: State) -> bool:

@@ -77,9 +77,8 @@ class ModelSpec:
     """One model of the catalog. The first of `files` is the one that an engine opens.
 
     `memory` is the measured peak of resident bytes, `free_memory` what must be free before the model is chosen
-    without being named; `rank` orders decoders by quality. `cites`
-    is False for a model that numbered passages confuse, `evidence_tokens` not 0 for one that answers at least as well
-    from chosen sentences.
+    without being named; `rank` orders decoders by quality. `cites` is False for a model that numbered passages
+    confuse, `evidence_tokens` not 0 for one that answers at least as well from chosen sentences.
     """
 
     name: str
