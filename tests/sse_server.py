@@ -9,7 +9,7 @@ import json
 import sys
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
-MODE, _, HOST, _, PORT = sys.argv[1:6]
+MODE = sys.argv[1] if __name__ == "__main__" else ""
 WORDS = ("The", " red", " one", ".")
 asked = 0
 
@@ -37,6 +37,8 @@ class Handler(BaseHTTPRequestHandler):
         pass
 
 
-if MODE == "dies":
-    sys.exit("the model cannot be loaded")
-HTTPServer((HOST, int(PORT)), Handler).serve_forever()
+if __name__ == "__main__":
+    if MODE == "dies":
+        sys.exit("the model cannot be loaded")
+    _, host, _, port = sys.argv[2:6]
+    HTTPServer((host, int(port)), Handler).serve_forever()
