@@ -371,16 +371,9 @@ class Edge:
     @cached_property
     def handoff(self) -> Handoff | None:
         """The way to the remote, through privacy gate, budget and ledger; None without one."""
-        from .fallback.caller import Caller
-        from .fallback.learned import LearnedAnswers
-        from .fallback.outbox import Outbox
-
         if self.remote is None:
             return None
-        database = self.store.database
-        caller = self.remote if isinstance(self.remote, Caller) else Caller(self.remote, database)
-        learned = LearnedAnswers(database, self.encoder.fingerprint)
-        return Handoff(caller, self.privacy, Outbox(database), learned, self.consent)
+        return Handoff.of(self.remote, self.privacy, self.store.database, self.encoder.fingerprint, self.consent)
 
     def _hand_off(
         self,

@@ -27,7 +27,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from .fallback.learned import LearnedAnswers
+    from .fallback.remote import Remote
     from .privacy.detectors import Detector
+    from .storage.database import Database
 
 MAX_TOKENS = 1024
 """Of a remote answer."""
@@ -72,6 +74,21 @@ class Handoff:
     detectors: Sequence[Detector] = ()
     queues: bool = True
     _vaults: WeakKeyDictionary[Conversation, Vault] = field(default_factory=WeakKeyDictionary, init=False)
+
+    @classmethod
+    def of(
+        cls,
+        remote: Remote | Caller,
+        policy: PrivacyPolicy,
+        database: Database,
+        encoder: str,
+        consent: Consent | None = None,
+    ) -> Handoff:
+        """The way to `remote` with everything that is kept of it in one file; `encoder` is its fingerprint."""
+        from .fallback.learned import LearnedAnswers
+
+        caller = remote if isinstance(remote, Caller) else Caller(remote, database)
+        return cls(caller, policy, Outbox(database), LearnedAnswers(database, encoder), consent)
 
     def answer(
         self, topic: Topic, reasons: tuple[str, ...], cancel: Flag | None = None
