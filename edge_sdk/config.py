@@ -78,7 +78,7 @@ _DEFAULTS: dict[str, str | None] = {
     "background": "1",
     "prefix_cache": "256",
     "isolated": "0",
-    "speculation": "1",
+    "speculation": "0",
     "remote": None,
     "remote_model": None,
     "remote_key_file": None,

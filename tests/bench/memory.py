@@ -83,10 +83,11 @@ def main() -> None:
                     "estimate_to_peak": round(estimate.peak / measured, 3),
                 }
             )
+    words = [Path(word).name if "/" in word else word for word in sys.argv[1:]]
     print(
         json.dumps(
             {
-                "command": " ".join([".venv/bin/python", *sys.argv]),
+                "command": " ".join([".venv/bin/python tests/bench/memory.py", *words]),
                 "date": time.strftime("%Y-%m-%d"),
                 "machine": describe(),
                 "batch": arguments.batch,

@@ -173,8 +173,9 @@ def main() -> None:
                     "published_fresh_process": apart("fresh_process", given.model_file, "{}"),
                 }
             )
+    words = [Path(word).name if "/" in word else word for word in sys.argv[1:]]
     result = {
-        "command": " ".join([".venv/bin/python tests/bench/prefix.py", *sys.argv[1:]]),
+        "command": " ".join([".venv/bin/python tests/bench/prefix.py", *words]),
         "date": datetime.date.today().isoformat(),
         "machine": device.describe(),
         "rounds": given.rounds,

@@ -33,7 +33,7 @@ def main() -> None:
     facts = {"reader": reader.fingerprint, "bytes": size, "threads": given.threads, "data": given.data.name}
     result = stamped("", {**facts, **evaluate_reader(reader, ranked)})
     words = [Path(word).name if "/" in word else word for word in sys.argv[1:]]
-    print(json.dumps(result | {"command": " ".join(["python tests/bench/reader.py", *words])}))
+    print(json.dumps(result | {"command": " ".join([".venv/bin/python tests/bench/reader.py", *words])}))
 
 
 if __name__ == "__main__":

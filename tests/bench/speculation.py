@@ -134,7 +134,7 @@ def main() -> None:
         "", {**facts, "data": given.data.name, "rounds": given.rounds, "tokens": given.tokens, "kinds": found}
     )
     words = [Path(word).name if "/" in word else word for word in sys.argv[1:]]
-    print(json.dumps(result | {"command": " ".join(["python tests/bench/speculation.py", *words])}))
+    print(json.dumps(result | {"command": " ".join([".venv/bin/python tests/bench/speculation.py", *words])}))
 
 
 if __name__ == "__main__":

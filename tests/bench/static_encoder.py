@@ -106,7 +106,7 @@ def main() -> None:
         }
     result = stamped("", {"encoder": given.encoder, "other": given.other and given.other.name, "sets": rows})
     words = [Path(word).name if "/" in word else word for word in sys.argv[1:]]
-    print(json.dumps(result | {"command": " ".join(["python tests/bench/static_encoder.py", *words])}))
+    print(json.dumps(result | {"command": " ".join([".venv/bin/python tests/bench/static_encoder.py", *words])}))
 
 
 if __name__ == "__main__":

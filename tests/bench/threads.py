@@ -128,10 +128,11 @@ def main() -> None:
         pairs = zip(column(name, what), column(base, what), strict=True)
         return round(median(mine / other for mine, other in pairs), 3)
 
+    words = [Path(word).name if "/" in word else word for word in sys.argv[1:]]
     print(
         json.dumps(
             {
-                "command": " ".join([".venv/bin/python", *sys.argv]),
+                "command": " ".join([".venv/bin/python tests/bench/threads.py", *words]),
                 "date": time.strftime("%Y-%m-%d"),
                 "machine": describe(),
                 "tokens_per_second": {
