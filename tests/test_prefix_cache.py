@@ -645,6 +645,22 @@ def test_removing_a_document_clears_what_may_hold_its_text(tmp_path: Path) -> No
     assert not files(tmp_path)
 
 
+def test_a_document_that_changed_clears_what_may_hold_its_old_text(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loading, "load_encoder", lambda settings: FakeEncoder())
+    page = tmp_path / "page.txt"
+    page.write_text("The old tariff is nine crowns.")
+    add = ["add", str(page), "--home", str(tmp_path)]
+    assert main(add) == 0
+    saved(PrefixFolder(tmp_path / "prefixes", LIMIT), 1, 2)
+    assert main(add) == 0  # unchanged
+    assert len(files(tmp_path)) == 1
+    page.write_text("The new tariff is ten crowns.")
+    assert main(add) == 0
+    assert not files(tmp_path)
+
+
 def test_the_command_shows_and_clears(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     home = ["--home", str(tmp_path), "--json"]
     folder = PrefixFolder(tmp_path / "prefixes", LIMIT)

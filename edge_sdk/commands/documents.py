@@ -51,6 +51,8 @@ def add_command(settings: Settings, sources: tuple[str, ...], label: str | None,
         status: sum(report.status == status for report in reports)
         for status in ("added", "updated", "unchanged", "failed")
     }
+    if tally["updated"]:
+        _forget_prompts(settings)
     if as_json:
         print_json({**tally, "passages": counts.passages, "seconds": seconds, "documents": reports})
     else:
@@ -127,7 +129,6 @@ def label_command(settings: Settings, names: tuple[str, ...], label: str, as_jso
 @options("store")
 def remove_command(settings: Settings, names: tuple[str, ...], as_json: bool) -> int:
     """Remove documents by the names that `edge list` shows, or by their paths."""
-    from ..engines.prefix_folder import FOLDER, PrefixFolder
     from ..ingest import document_name
 
     with open_store(settings) as store:
@@ -137,8 +138,8 @@ def remove_command(settings: Settings, names: tuple[str, ...], as_json: bool) ->
         for name in names:
             known = name if name in present else document_name(name)
             (removed if store.delete(known) else missing).append(known)
-    if removed:  # evaluated prompts may hold their text
-        PrefixFolder(settings.home / FOLDER, 0).clear()
+    if removed:
+        _forget_prompts(settings)
     if as_json:
         print_json({"removed": removed, "missing": missing})
     else:
@@ -146,6 +147,13 @@ def remove_command(settings: Settings, names: tuple[str, ...], as_json: bool) ->
     if missing:
         raise DocumentError(f"not in {settings.store}: {', '.join(missing)}", hint="see `edge list`")
     return 0
+
+
+def _forget_prompts(settings: Settings) -> None:
+    """What was evaluated may hold text that is in no document any more."""
+    from ..engines.prefix_folder import FOLDER, PrefixFolder
+
+    PrefixFolder(settings.home / FOLDER, 0).clear()
 
 
 @click.command()
