@@ -96,7 +96,7 @@ def test_common_beginnings_are_computed_once(tiny: Path, monkeypatch: pytest.Mon
     Counted.tokens = Counted.batches = 0
     found = replies(tiny, REQUESTS, sequences=32)
     with GgufEngine.open(tiny, threads=1) as engine:
-        prompts = [engine._tokens(engine.render(request.messages).encode()) for request in REQUESTS]
+        prompts = [engine.tokens(engine.render(request.messages)) for request in REQUESTS]
     nodes = {tuple(prompt[:end]) for prompt in prompts for end in range(1, len(prompt) + 1)}
     generated = sum(reply.completion_tokens - 1 for reply in found)  # the last one is not evaluated
     assert Counted.tokens == len(nodes) + generated

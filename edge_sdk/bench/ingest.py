@@ -19,6 +19,7 @@ from typing import Any
 
 from ..device import default_threads, describe
 from ..errors import ConfigError, EngineError
+from .apart import peak_mb
 
 Progress = Callable[[float, float | None, str], None]
 _PASSAGES_A_DOCUMENT = 8
@@ -130,7 +131,7 @@ def _turn(kind: str, directory: Path, size: int, passages: list[str], threads: i
     ended = time.perf_counter()
     return {
         "passages_per_second": len(passages) / (ended - opened),
-        "peak_mb": _peak_mb(),
+        "peak_mb": peak_mb(),
         "open_ms": (opened - started) * 1e3,
     }
 
@@ -197,7 +198,7 @@ def _add(directory: Path, size: int, passages: list[str], threads: int) -> dict[
             if edge.store.counts().passages != len(texts):
                 raise EngineError("some files were not added", hint="give passages that are plain text")
         times.append(_seconds(lambda: encoder.encode(texts)))
-    return {"passages_per_second": len(texts) / added, "share": sum(times) / 2 / added, "peak_mb": _peak_mb()}
+    return {"passages_per_second": len(texts) / added, "share": sum(times) / 2 / added, "peak_mb": peak_mb()}
 
 
 def _seconds(work: Callable[[], object]) -> float:
@@ -208,18 +209,6 @@ def _seconds(work: Callable[[], object]) -> float:
 
 def _no_engine() -> Any:
     raise EngineError("this measures without a language model")
-
-
-def _peak_mb() -> float:
-    """The most memory that this process has had resident."""
-    try:
-        status = Path("/proc/self/status").read_text()
-        return int(status.split("VmHWM:")[1].split()[0]) / 1024
-    except (OSError, IndexError):
-        import resource
-
-        unit = 1 if sys.platform == "darwin" else 1024
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
 
 
 if __name__ == "__main__":

@@ -12,18 +12,17 @@ import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import cache, cached_property
+from functools import cache
 from pathlib import Path
 from threading import Event
 from types import TracebackType
 from typing import Self
 
 from ..device import available_memory, default_threads
-from ..errors import ConfigError, ContextOverflowError, EngineError
+from ..errors import ConfigError, EngineError
 from ..model_files.gguf_adapter import read_adapter
 from ..model_files.gguf_header import GgufHeader, read_header
 from ..records import FinishReason, GenerateOptions, GenerationResult, Message, Token
-from .chat_template import ChatTemplate
 from .decoding import Decoding, Speculation
 from .engine import Generation, TextStream, adapted_fingerprint, check_options, file_fingerprint
 from .llama import LlamaModel, library
@@ -31,8 +30,7 @@ from .llama_sampler import Sampler
 from .memory import fit_tuning
 from .prefix_cache import PrefixCache, state_key
 from .profile import DEFAULT, Tuning
-
-_MAX_TEXT = 16 << 20  # bytes that `count` takes; llama.cpp counts in 32 bits and slows down on long texts
+from .prompt_tokens import PromptTokens
 
 
 class GgufEngine:
@@ -55,7 +53,7 @@ class GgufEngine:
         self._file_hash = cache(fingerprint)
         self._adapter: tuple[Path, str] | None = None  # with its hash
         self._model, self._header, self._name, self._context = model, header, name, context
-        self._template_source, self._longest = header.chat_template, max(1, header.longest_token)
+        self._template_source, self._prompts = header.chat_template, PromptTokens(model, header, name)
         self._taken = threading.Lock()  # by a generation, for as long as it runs
         self._native = threading.Lock()  # by whoever is inside llama.cpp
         self._closed = Event()
@@ -160,7 +158,7 @@ class GgufEngine:
 
     def tokens(self, text: str) -> list[int]:
         """The tokens that `generate` would evaluate for `text` as the whole prompt; see `count`."""
-        return self._tokens(_encoded(text))
+        return self._prompts.tokens(text)
 
     def render(self, messages: Sequence[Message]) -> str:
         """The model's chat template applied, ending where the assistant's turn begins; ChatML where it has none.
@@ -168,7 +166,7 @@ class GgufEngine:
         Control tokens spelled out in a message are defused: they stay text. Raises `TemplateError`.
         """
         self._check_open()
-        return self._template.render(messages)
+        return self._prompts.render(messages)
 
     def generate(self, prompt: str, options: GenerateOptions, cancel: Event | None = None) -> Generation:
         """Start generating; see `Engine.generate`. All of `prompt` is tokenized with special tokens.
@@ -177,12 +175,8 @@ class GgufEngine:
         JSON schema or grammar holds as far as the answer goes: `max_tokens` may cut it off.
         """
         check_options(options)
-        raw = _encoded(prompt)
-        if len(raw) > self._longest * self.context:  # too long whatever it says, so it is not tokenized
-            raise ContextOverflowError(-(-len(raw) // self._longest), options.max_tokens, self.context)
-        tokens = self._tokens(raw)
-        if len(tokens) + options.max_tokens > self.context:
-            raise ContextOverflowError(len(tokens), options.max_tokens, self.context)
+        self._check_open()
+        tokens = self._prompts.fitting(prompt, options.max_tokens, self.context)
         with self._inside():
             sampler = Sampler(self._model, options, tokens)
         return Generation(self._run(tokens, options, sampler, cancel or Event()))
@@ -190,6 +184,7 @@ class GgufEngine:
     def close(self) -> None:
         """Free the model; a running generation ends with `EngineError`. Again does nothing."""
         self._closed.set()  # a running prefill looks at it
+        self._prompts.close()
         with self._native:
             self._model.close()
         if self._prefixes is not None:
@@ -225,25 +220,6 @@ class GgufEngine:
     def _check_open(self) -> None:
         if self._closed.is_set():
             raise EngineError(f"{self._name} is closed")
-
-    @cached_property
-    def _template(self) -> ChatTemplate:
-        with self._inside() as model:
-            begin, end = model.special()
-            control = model.control_tokens()
-        return ChatTemplate(self._template_source, bos_token=begin, eos_token=end, control_tokens=control)
-
-    def _tokens(self, text: bytes) -> list[int]:
-        with self._inside() as model:
-            tokens, begin = model.tokenize(text), model.begin()
-            if begin is not None and tokens[:1] != [begin]:
-                tokens.insert(0, begin)
-            if not tokens:  # an answer needs something to start from
-                start = model.start()
-                if start is None:
-                    raise EngineError("the prompt is empty, and the model has no token to begin with")
-                tokens = [start]
-        return tokens
 
     def _run(
         self, prompt: list[int], options: GenerateOptions, sampler: Sampler, cancel: Event
@@ -340,13 +316,6 @@ class GgufEngine:
                     answer.end()
             finally:
                 self._native.release()
-
-
-def _encoded(text: str) -> bytes:
-    raw = text.encode("utf-8", "replace")  # half a surrogate pair is not text; it becomes a question mark
-    if len(raw) > _MAX_TEXT:
-        raise EngineError(f"a text of {len(raw)} bytes is too long, the limit is {_MAX_TEXT}")
-    return raw
 
 
 def _checked_adapter(path: Path, model: GgufHeader) -> str:
