@@ -32,7 +32,7 @@ demo: $(READY)
 
 test: $(READY)
 	for model in $(TEST_MODELS); do $(BIN)/edge pull $$model || echo "tests that need $$model are skipped"; done
-	$(BIN)/python -m pytest -m "not campaign"
+	$(BIN)/python -m pytest -m "not campaign" --numprocesses auto --maxprocesses 4 --dist loadfile
 
 lint: $(READY)
 	$(BIN)/ruff check .
