@@ -13,7 +13,7 @@ from .confidence.setup import UNCALIBRATED
 from .confidence.signals import SIGNALS, Stage, TokenTrace
 from .confidence.signals import after as signals_after
 from .confidence.signals import before as signals_before
-from .records import Contribution, Explanation, FinishReason, Hit, Token
+from .records import Contribution, Explanation, FinishReason, Hit, Reckoning, Token
 from .route import Decision, Policy, decide_after, decide_before, unsure
 
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from .confidence.calibration import Calibration, Calibrations
+    from .confidence.logistic import Estimate
     from .confidence.setup import Setup
     from .readers.extract import Extract
 
@@ -131,11 +132,14 @@ class Judge:
         self.decision = decide_after(self.decision, refusal, self._policy)
         probability, calibration = self.explanation.probability, self._calibration
         if self.decision.route == "local" and calibration is not None and probability is not None:
-            if calibration.serves(probability):
+            loss = self.explanation.no_regret
+            score = probability if loss is None else loss.probability
+            if calibration.serves(score):
                 return self.decision
             threshold = self.explanation.threshold
             limit = "nothing is certified to be served" if threshold is None else f"threshold {threshold:.2f}"
-            self.decision = self._doubt(self.decision, f"right with probability {probability:.2f} only, {limit}")
+            what = "right" if loss is None else "no worse than the remote's"
+            self.decision = self._doubt(self.decision, f"{what} with probability {score:.2f} only, {limit}")
         return self.decision
 
     def _doubt(self, decision: Decision, reason: str) -> Decision:
@@ -150,18 +154,27 @@ class Judge:
         model: Stage = "first" if stage == "during" else stage
         estimate = calibration.estimate(model, self.signals, self._task)
         certificate = calibration.certificate
+        loss = (
+            None if certificate is None or stage != "after" else calibration.regret(certificate.kind, self.signals)
+        )
         return Explanation(
             stage=stage,
             probability=estimate.probability,
             intercept=estimate.intercept,
-            contributions=_sorted_parts(estimate.contributions, self.signals),
+            contributions=_sorted_parts(estimate, self.signals),
             threshold=certificate.threshold if certificate else None,
             promise=certificate.sentence() if certificate else "",
             nearest=() if self._vector is None else tuple(calibration.neighbours.nearest(self._vector, _NEAREST)),
             note=f"relative to {calibration.labels}, {calibration.n} questions of {calibration.created}",
+            no_regret=None if loss is None else _reckoning(loss, self.signals),
         )
 
 
-def _sorted_parts(parts: Mapping[str, float], signals: Mapping[str, float]) -> tuple[Contribution, ...]:
-    found = [Contribution(name, signals.get(name), part, _WHAT[name]) for name, part in parts.items()]
+def _reckoning(estimate: Estimate, signals: Mapping[str, float]) -> Reckoning:
+    return Reckoning(estimate.probability, estimate.intercept, _sorted_parts(estimate, signals))
+
+
+def _sorted_parts(estimate: Estimate, signals: Mapping[str, float]) -> tuple[Contribution, ...]:
+    parts = estimate.contributions.items()
+    found = [Contribution(name, signals.get(name), part, _WHAT[name]) for name, part in parts]
     return tuple(sorted(found, key=lambda each: -abs(each.log_odds)))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
@@ -231,12 +231,22 @@ class Neighbour:
 
 
 @dataclass(frozen=True, slots=True)
+class Reckoning:
+    """A probability and what it is made of: `intercept` and `contributions` add up to its log-odds."""
+
+    probability: float
+    intercept: float
+    contributions: tuple[Contribution, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Explanation:
     """Why a question went where it did.
 
     `intercept` and the `contributions`, the largest first, add up to the log-odds of `probability`, which the local
     answer had at `stage`; without a calibration there are none, and `note` says why. The answer is served locally
-    from `threshold` on, which has its origin in `promise`.
+    from a probability of `threshold` on, which has its origin in `promise`; where that is about regret, from such a
+    probability on that serving it loses nothing: `no_regret`, with parts of its own.
     """
 
     stage: Literal["before", "during", "after"]
@@ -247,6 +257,7 @@ class Explanation:
     promise: str = ""
     nearest: tuple[Neighbour, ...] = ()
     note: str = ""
+    no_regret: Reckoning | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -290,6 +301,13 @@ class Answer:
         }
 
 
+def _parts(intercept: float, contributions: Sequence[Contribution]) -> Iterator[str]:
+    yield f"  {intercept:+.2f}  log-odds to begin with"
+    for part in contributions:
+        value = "not measured" if part.value is None else f"{part.value:.3g}"
+        yield f"  {part.log_odds:+.2f}  {part.signal} = {value}: {part.what}"
+
+
 def _explained(answer: Answer) -> Iterator[str]:
     why = answer.explanation or Explanation("before", note="nothing was kept")
     yield f"route: {answer.route}" + (f" ({answer.model})" if answer.model else "")
@@ -298,10 +316,10 @@ def _explained(answer: Answer) -> Iterator[str]:
         yield f"probability: unknown ({why.note})"
     else:
         yield f"probability that the local answer is right: {why.probability:.3f} (decided {why.stage} generating)"
-        yield f"  {why.intercept:+.2f}  log-odds to begin with"
-        for part in why.contributions:
-            value = "not measured" if part.value is None else f"{part.value:.3g}"
-            yield f"  {part.log_odds:+.2f}  {part.signal} = {value}: {part.what}"
+        yield from _parts(why.intercept, why.contributions)
+        if (loss := why.no_regret) is not None:
+            yield f"probability that the remote would do no better, which decides: {loss.probability:.3f}"
+            yield from _parts(loss.intercept, loss.contributions)
         served = "no threshold is set" if why.threshold is None else f"served locally from {why.threshold:.3f} on"
         yield f"threshold: {served}" + (f". {why.promise}" if why.promise else "")
         for near in why.nearest:

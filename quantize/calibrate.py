@@ -1,42 +1,31 @@
-"""`edge calibrate`: questions with known answers are asked, the signals fitted, a threshold certified.
+"""`edge calibrate`: from questions that were asked to probabilities, and to a threshold with a certificate.
 
-Each question runs through `Edge` as a user's would; what was measured is appended to a file as it is made, so an
-interrupted run goes on where it stopped. Models are fitted on one part of the questions and the threshold is
-counted on the other; which part a question is in follows from a hash of its text.
+Models are fitted on one part of the questions and the threshold is counted on the other; which part a question is
+in follows from a hash of its text. Knows nothing of how questions are asked.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
-import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from math import ceil
-from pathlib import Path
-from threading import Event as Flag
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edge_sdk.confidence.calibration import Calibration, Label, TaskScale
-from edge_sdk.confidence.certificate import Certificate, Kind
+from edge_sdk.confidence.certificate import OF_REGRET, Certificate, Kind
+from edge_sdk.confidence.logistic import Logistic
 from edge_sdk.confidence.neighbours import Neighbours, gather
 from edge_sdk.confidence.risk import certify
 from edge_sdk.confidence.setup import Setup
 from edge_sdk.confidence.signals import SIGNALS, STAGES
-from edge_sdk.edge import Edge
 from edge_sdk.errors import CalibrationError
-from edge_sdk.handoff import Handoff, Missed, Topic
-from edge_sdk.judge import Judge
-from edge_sdk.privacy.gate import Withheld
-from edge_sdk.prompt import Style
-from edge_sdk.route import Policy
 
-from .collection import Update, read_jsonl
+from .asking import Asked
 from .fit import fit, platt
 from .metrics import contains, exact_match, token_f1
 
@@ -57,44 +46,12 @@ _SIGNS = {signal.name: signal.sign for signal in SIGNALS}
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
-    """A question that was answered locally: its signals, the answer, and who had it right."""
-
-    question: str
-    answers: tuple[str, ...]
-    task: str
-    text: str
-    route: str
-    signals: Mapping[str, float]
-    vector: tuple[float, ...]
-    remote: str | None = None  # the remote's answer, where it was asked
-    setup: str = ""  # fingerprint of the set-up that answered; "" where it was not noted
-
-
-@dataclass(frozen=True, slots=True)
 class Target:
     """The risk that is to be certified."""
 
     kind: Kind = "marginal"
     alpha: float = 0.1
     delta: float = 0.1
-
-
-def read_questions(path: Path) -> list[tuple[str, tuple[str, ...], str]]:
-    """Questions, accepted answers and tasks of a JSONL file {question, answers, task}; `task` may be missing."""
-    found = []
-    for number, row in enumerate(read_jsonl(path), 1):
-        question, answers = row.get("question"), row.get("answers", row.get("answer"))
-        accepted = [answers] if isinstance(answers, str) else answers
-        if not isinstance(question, str) or not isinstance(accepted, list) or not accepted:
-            raise CalibrationError(
-                f"{path}: object {number} has no question with answers",
-                hint='write {"question": "...", "answers": ["..."]}',
-            )
-        found.append((question, tuple(map(str, accepted)), str(row.get("task", ""))))
-    if len({" ".join(question.casefold().split()) for question, _, _ in found}) < len(found):
-        raise CalibrationError(f"{path} has a question twice", hint="labels must be of different questions")
-    return found
 
 
 def check_enough(questions: Sequence[object]) -> None:
@@ -105,88 +62,6 @@ def check_enough(questions: Sequence[object]) -> None:
             f"{len(questions)} questions are too few: {fitting} would be left to fit on",
             hint=f"give {ceil(LEAST / (1 - THRESHOLD_SHARE))} or more",
         )
-
-
-def ask_all(
-    edge: Edge,
-    questions: Sequence[tuple[str, tuple[str, ...], str]],
-    *,
-    out: Path | None = None,
-    style: Style = "full",
-    max_tokens: int = 256,
-    k: int = 8,
-    progress: Update = lambda done, total, detail: None,
-    cancel: Flag | None = None,
-) -> list[Asked]:
-    """Answer every question locally, whatever the documents support, and keep what was measured.
-
-    What `out` already holds is not asked again; accepted answers and tasks are those of `questions`, which may have
-    been corrected since. Raises `CalibrationError` when another set-up gave the answers in `out`. Where `edge` has
-    a remote and may use it, that is asked too, once a question, with what its privacy policy sends (and a question
-    that `out` has without its answer is asked again); a call that fails is a `CalibrationError`, and the next run
-    goes on from there.
-    """
-    setup = edge.setup(style, k).fingerprint
-    _drop_unfinished_line(out)
-    done = {asked.question: asked for asked in read_asked(out)}
-    if any(asked.setup not in ("", setup) for asked in done.values()):
-        raise CalibrationError(f"{out} has answers of another model, prompt or retrieval", hint="name another file")
-    with _answering_locally(edge) as handoff:
-        for number, (question, answers, task) in enumerate(questions):
-            progress(number, len(questions), question)
-            if cancel is not None and cancel.is_set():
-                break
-            if question in done and (handoff is None or done[question].remote is not None):
-                continue
-            answer = edge.ask(question, style=style, max_tokens=max_tokens, k=k)
-            row = edge.encoder.encode([question])[0]
-            vector = tuple(round(float(each), 4) for each in row)
-            read = [hit.passage for hit in answer.hits if hit.passage.id in answer.read]
-            remote = None if handoff is None else _ask_remote(handoff, Topic(question, row, read))
-            done[question] = asked = Asked(
-                question, answers, task, answer.text, answer.route, dict(answer.signals), vector, remote, setup
-            )
-            if out is not None:
-                _append(out, json.dumps(asdict(asked)) + "\n")
-    progress(len(questions), len(questions), "")
-    return [
-        replace(done[question], answers=answers, task=task)
-        for question, answers, task in questions
-        if question in done
-    ]
-
-
-def read_all(
-    edge: Edge,
-    questions: Sequence[tuple[str, tuple[str, ...], str]],
-    *,
-    k: int = 8,
-    progress: Update = lambda done, total, detail: None,
-    cancel: Flag | None = None,
-) -> list[Asked]:
-    """What the reader of `edge` answers to every question, with its signals: milliseconds each, so none are kept.
-
-    Raises `CalibrationError` without a reader.
-    """
-    extractor, setup = edge.extractor, edge.reader_setup(k)
-    if extractor is None or setup is None:
-        raise CalibrationError("there is no reader to calibrate", hint="give --reader")
-    found = []
-    for number, (question, answers, task) in enumerate(questions):
-        progress(number, len(questions), question)
-        if cancel is not None and cancel.is_set():
-            break
-        hits = edge.search(question, k)
-        extract = extractor.extract(question, hits)
-        draft, judge = extractor.draft(extract, hits), Judge(question, hits, Policy("local"), extract=extract)
-        judge.ends(draft.cited.text, hits, finish_reason="stop", refusal=not draft.usable)
-        vector = tuple(round(float(each), 4) for each in edge.encoder.encode([question])[0])
-        route = "local" if draft.usable else "abstain"
-        found.append(
-            Asked(question, answers, task, draft.cited.text, route, judge.signals, vector, None, setup.fingerprint)
-        )
-    progress(len(questions), len(questions), "")
-    return found
 
 
 def halves(target: Target) -> Target:
@@ -201,71 +76,6 @@ def halves(target: Target) -> Target:
             "a reader cannot share the risk `selective`", hint="use --risk marginal_hp, or --reader none"
         )
     return replace(target, alpha=target.alpha / 2, delta=target.delta / 2)
-
-
-@contextmanager
-def _answering_locally(edge: Edge) -> Iterator[Handoff | None]:
-    """The way to the remote, where one may be asked; `edge` itself does not take it, even where it is preferred."""
-    handoff, remote = None if edge.privacy.mode == "local_only" else edge.handoff, edge.remote
-    edge.remote = None
-    try:
-        yield handoff
-    finally:
-        edge.remote = remote
-
-
-def _ask_remote(handoff: Handoff, topic: Topic) -> str:
-    outgoing = handoff.prepare(topic)
-    if isinstance(outgoing, Withheld):
-        raise CalibrationError(f"the remote was not asked: {outgoing.reason}")
-    pieces = handoff.send(outgoing, topic)
-    while True:
-        try:
-            next(pieces)
-        except StopIteration as end:
-            if isinstance(end.value, Missed):
-                raise CalibrationError(end.value.reason, hint="run it again to go on") from None
-            return str(end.value.text)
-
-
-def read_asked(path: Path | None) -> list[Asked]:
-    """What `ask_all` has kept so far."""
-    if path is None or not path.exists():
-        return []
-    return [_asked(row, f"{path}: object {number}") for number, row in enumerate(read_jsonl(path), 1)]
-
-
-def _asked(row: Mapping[str, object], where: str) -> Asked:
-    try:
-        found = Asked(**row)  # type: ignore[arg-type]
-        vector, signals = (np.array(list(part), np.float32) for part in (found.vector, found.signals.values()))
-        if not np.isfinite(vector).all() or vector.ndim != 1 or signals.ndim != 1:
-            raise ValueError("the vector or the signals are no numbers")
-        if not isinstance(row["answers"], list) or not isinstance(row["question"], str):
-            raise ValueError("the question is no text or its answers are no list")
-        return replace(found, answers=tuple(map(str, found.answers)), vector=tuple(found.vector))
-    except (TypeError, ValueError, AttributeError) as error:
-        raise CalibrationError(f"{where} is no kept answer: {error}", hint="name another file") from error
-
-
-def _drop_unfinished_line(out: Path | None) -> None:
-    """Take away what a run that was killed while writing has left of its last line."""
-    if out is None or not out.exists():
-        return
-    try:
-        content = out.read_bytes()
-        if not content.endswith(b"\n"):
-            os.truncate(out, content.rfind(b"\n") + 1)
-    except OSError as error:
-        raise CalibrationError(f"{out} cannot be used: {error.strerror}", hint="name another file") from error
-
-
-def _append(out: Path, line: str) -> None:
-    try:
-        with out.open("a", encoding="utf-8") as file:
-            file.write(line)
-    except OSError as error:
-        raise CalibrationError(f"{out} cannot be written: {error.strerror}", hint="name another file") from error
 
 
 def calibrate(
@@ -299,6 +109,7 @@ def fitted(asked: Sequence[Asked], setup: Setup, labeller: Labeller) -> Calibrat
         labels=labels,
         n=len(asked),
         models={stage: each.model for stage, each in fits.items()},
+        no_regret=_no_regret(asked, known, right, labeller),
         tasks=_task_scales([each.task for each in asked], fits["after"].held_out, right),
         hand_off_before=_hopeless_below(fits["before"].held_out, right),
         hand_off_window=_hopeless_below([each.get("window_logprob", 0.0) for each in known], right),
@@ -313,6 +124,8 @@ def certified(
 ) -> Calibration:
     """The calibration with its threshold, counted on questions that had no part in fitting it."""
     judge, labels = LABELLERS[labeller]
+    if target.kind in OF_REGRET:  # a hopeless answer may be no worse than the remote's
+        calibration = replace(calibration, hand_off_before=None, hand_off_window=None)
     rows = tuple(
         Label(
             probability,
@@ -322,10 +135,10 @@ def certified(
         for each, probability in zip(held_out, serving_scores(calibration, held_out), strict=True)
     )
     remote = [row.remote_right for row in rows]
-    if target.kind.startswith("regret") and None in remote:
+    if target.kind in OF_REGRET and None in remote:
         raise CalibrationError("regret needs the remote's answers", hint="give --remote and --remote-model")
     certificate: Certificate = certify(
-        [row.probability for row in rows],
+        serving_scores(calibration, held_out, target.kind),
         [not row.right for row in rows],
         alpha=target.alpha,
         kind=target.kind,
@@ -337,30 +150,45 @@ def certified(
     return replace(calibration, certificate=certificate, held_out=rows)
 
 
-def probabilities(calibration: Calibration, asked: Iterable[Asked]) -> list[float]:
-    """The probability of each answer under a calibration."""
-    return [
-        calibration.estimate(
-            "after", {**each.signals, **_near(calibration.neighbours, each)}, each.task
-        ).probability
-        for each in asked
-    ]
+def probabilities(calibration: Calibration, asked: Iterable[Asked], kind: Kind = "marginal") -> list[float]:
+    """What a certificate of this kind has its threshold on: P(the answer is right), or P(it loses nothing)."""
+    found = []
+    for each in asked:
+        signals = {**each.signals, **_near(calibration.neighbours, each)}
+        estimate = calibration.regret(kind, signals) or calibration.estimate("after", signals, each.task)
+        found.append(estimate.probability)
+    return found
 
 
-def serving_scores(calibration: Calibration, asked: Iterable[Asked]) -> list[float]:
-    """The probabilities, 0 for what is never served: a threshold counts what really is.
+def serving_scores(calibration: Calibration, asked: Iterable[Asked], kind: Kind = "marginal") -> list[float]:
+    """The `probabilities`, 0 for what is never served: a threshold counts what really is.
 
     That is an answer which would be given up early, a refusal, and a question without any passage.
     """
-    found = []
-    for each in asked:
+    found, asked = [], list(asked)
+    for each, probability in zip(asked, probabilities(calibration, asked, kind), strict=True):
         signals = {**each.signals, **_near(calibration.neighbours, each)}
         early = calibration.estimate("before", signals, each.task).probability < (calibration.hand_off_before or 0)
         window, limit = signals.get("window_logprob"), calibration.hand_off_window
         early = early or (window is not None and limit is not None and window < limit)
         never = early or each.route != "local" or bool(signals.get("refusal"))
-        found.append(0.0 if never else calibration.estimate("after", signals, each.task).probability)
+        found.append(0.0 if never else probability)
     return found
+
+
+def _no_regret(
+    asked: Sequence[Asked], known: Sequence[Mapping[str, float]], right: Sequence[bool], labeller: Labeller
+) -> Logistic | None:
+    """A model of when the remote does no better; None where its answers are not known, or too much alike."""
+    judge, _ = LABELLERS[labeller]
+    remote = [None if each.remote is None else judge(each.remote, each.answers) for each in asked]
+    if None in remote:
+        return None
+    alike = [own or not far for own, far in zip(right, remote, strict=True)]
+    try:  # which way a signal speaks depends on the remote
+        return fit(known, alike, dict.fromkeys(STAGES["after"], 0)).model
+    except ValueError:
+        return None
 
 
 def _near(neighbours: Neighbours, asked: Asked, without: int | None = None) -> Mapping[str, float]:

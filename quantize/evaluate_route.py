@@ -26,13 +26,12 @@ from edge_sdk.edge import Edge
 from edge_sdk.errors import CalibrationError, ConfigError
 from edge_sdk.route import Policy
 
+from .asking import Asked, ask_all
 from .calibrate import (
     LABELLERS,
     LEAST,
     THRESHOLD_SHARE,
-    Asked,
     Labeller,
-    ask_all,
     fitted,
     probabilities,
     serving_scores,
@@ -106,6 +105,11 @@ def evaluate_route(
             f"{sum(right)} of {len(asked)} answers are right, which is too few to tell",
             hint=f"give {_LEAST_QUESTIONS} questions or more, with {_LEAST_OF_EACH} answers of each kind",
         )
+    asked, remote = list(asked), None
+    if perfect_remote:  # what a remote said that was asked has no part in it
+        asked = [replace(each, remote=None) for each in asked]
+    elif all(each.remote is not None for each in asked):
+        remote = [judge(each.remote or "", each.answers) for each in asked]
     halves = list(_halves(asked, right, labeller, seed, progress))
     report: dict[str, Any] = {
         "n": len(asked),
@@ -119,16 +123,18 @@ def evaluate_route(
         "ece_if_exact": fmean([calibration_noise(half.probabilities, resamples=100).value for half in halves]),
         "brier": fmean([brier(half.probabilities, half.right) for half in halves]),
         "one_half": _interval_report(halves[0].probabilities, halves[0].right),
-        "guarantee": _guarantees(asked, right, labeller, resplits, seed, progress),
+        "guarantee": _guarantees(asked, right, remote, labeller, resplits, seed, progress),
     }
     if fit_on:
         calibration = fitted(fit_on, _SETUP, labeller)
         moved = probabilities(calibration, asked)
         report["transfer"] = {"n": len(fit_on)} | _interval_report(moved, right)
-    if perfect_remote or all(each.remote is not None for each in asked):
-        remote = [perfect_remote or judge(each.remote or "", each.answers) for each in asked]
+    if perfect_remote or remote is not None:
+        known = remote or [True] * len(asked)
         report["remote"] = "the accepted answers themselves" if perfect_remote else "as asked"
-        report |= _routing(_cross_fitted(asked, labeller, seed), right, remote)
+        report |= _routing(_cross_fitted(asked, labeller, seed, "regret"), right, known)
+        by_probability = _cross_fitted(asked, labeller, seed, "marginal")
+        report["gain_by_probability"] = _gain(by_probability, right, known)
     return report
 
 
@@ -160,8 +166,8 @@ def _halves(
         yield _Half(test, probabilities(calibration, test), [right[at] for at in tested])
 
 
-def _cross_fitted(asked: Sequence[Asked], labeller: Labeller, seed: int) -> list[float]:
-    """For each question, the mean of the probabilities from calibrations on the halves that it is not in."""
+def _cross_fitted(asked: Sequence[Asked], labeller: Labeller, seed: int, kind: Kind) -> list[float]:
+    """For each question, the mean of the scores from calibrations on the halves that it is not in."""
     sums, counts = np.zeros(len(asked)), np.zeros(len(asked))
     random = np.random.default_rng(seed)
     for _ in range(_HALVES // 2):
@@ -171,7 +177,7 @@ def _cross_fitted(asked: Sequence[Asked], labeller: Labeller, seed: int) -> list
                 calibration = fitted([asked[at] for at in learned], _SETUP, labeller)
             except CalibrationError:
                 continue
-            sums[tested] += probabilities(calibration, [asked[at] for at in tested])
+            sums[tested] += probabilities(calibration, [asked[at] for at in tested], kind)
             counts[tested] += 1
     means: list[float] = (sums / np.maximum(counts, 1)).tolist()
     return means
@@ -211,29 +217,48 @@ def _interval_report(scores: Sequence[float], right: Sequence[bool]) -> dict[str
 
 
 def _guarantees(
-    asked: Sequence[Asked], right: Sequence[bool], labeller: Labeller, resplits: int, seed: int, progress: Update
+    asked: Sequence[Asked],
+    right: Sequence[bool],
+    remote: Sequence[bool] | None,
+    labeller: Labeller,
+    resplits: int,
+    seed: int,
+    progress: Update,
 ) -> list[dict[str, Any]]:
     """Risks on the second half of the questions, with thresholds certified on the first, over random halves.
+
+    That of regret only where it is known what the `remote` has right.
 
     The naive threshold is the laxest at which the share of errors among the questions that the model was fitted on
     looks good enough: what one would pick without any theory.
     """
-    risks: dict[tuple[Kind, float], list[_Outcome]] = {(kind, alpha): [] for kind in KINDS for alpha in ALPHAS}
+    kinds = KINDS if remote is None else (*KINDS, "regret")
+    far = remote or [True] * len(asked)
+    risks: dict[tuple[Kind, float], list[_Outcome]] = {(kind, alpha): [] for kind in kinds for alpha in ALPHAS}
     random = np.random.default_rng(seed + 1)
     for number in range(resplits):
         progress(number, resplits, "promises")
         order = random.permutation(len(asked)).tolist()
         half = len(order) // 2
         cut = round((1 - THRESHOLD_SHARE) * half)
-        parts = [[asked[at] for at in part] for part in (order[:cut], order[cut:half], order[half:])]
-        wrong = [[not right[at] for at in part] for part in (order[:cut], order[cut:half], order[half:])]
+        rows = (order[:cut], order[cut:half], order[half:])
         try:
-            calibration = fitted(parts[0], _SETUP, labeller)
+            calibration = fitted([asked[at] for at in rows[0]], _SETUP, labeller)
         except CalibrationError:  # too few answers of a kind are in this part; `resplits` tells how many were used
             continue
-        scores = [serving_scores(calibration, part) for part in parts]
+        of_kind = {
+            kind: (
+                [serving_scores(calibration, [asked[at] for at in part], kind) for part in rows],
+                [[not right[at] and (kind != "regret" or far[at]) for at in part] for part in rows],
+            )
+            for kind in kinds
+        }
         for (kind, alpha), outcomes in risks.items():
-            promised = certify(scores[1], wrong[1], alpha=alpha, kind=kind, delta=DELTA).threshold
+            scores, wrong = of_kind[kind]
+            reached = [far[at] for at in rows[1]]
+            promised = certify(
+                scores[1], wrong[1], alpha=alpha, kind=kind, delta=DELTA, remote_right=reached
+            ).threshold
             naive = _naive_threshold(scores[0], wrong[0], alpha, kind)
             outcomes.append(
                 _Outcome(_risk(scores[2], wrong[2], promised, kind), _risk(scores[2], wrong[2], naive, kind))
@@ -294,15 +319,19 @@ def _clearly_above(risk: float, trials: int, alpha: float) -> bool:
 # --- what routing gains -----------------------------------------------------------------------------
 
 
-def _routing(scores: Sequence[float], right: Sequence[bool], remote: Sequence[bool]) -> dict[str, Any]:
+def _gain(scores: Sequence[float], right: Sequence[bool], remote: Sequence[bool]) -> dict[str, Any]:
     local, far = [float(each) for each in right], [float(each) for each in remote]
     gain = bootstrap_statistic(gain_captured, scores, local, far, resamples=500)
+    return {"gain_captured": gain.value, "gain_captured_interval": [gain.low, gain.high]}
+
+
+def _routing(scores: Sequence[float], right: Sequence[bool], remote: Sequence[bool]) -> dict[str, Any]:
+    local, far = [float(each) for each in right], [float(each) for each in remote]
     points = cost_quality(scores, local, far)
     wanted = [points[round(at * (len(points) - 1) / _CURVE)] for at in range(_CURVE + 1)]
     return {
         "always_remote": fmean(far),
-        "gain_captured": gain.value,
-        "gain_captured_interval": [gain.low, gain.high],
+        **_gain(scores, right, remote),
         # A remote that is wrong too is wasted, and what is known of the local answer does not tell.
         "gain_if_local_were_known": gain_captured(local, local, far),
         "curve": [{"remote_share": each.remote_share, "quality": each.quality} for each in wanted],

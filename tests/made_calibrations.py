@@ -8,14 +8,14 @@ from dataclasses import replace
 import numpy as np
 
 from edge_sdk.confidence.calibration import Calibration, Label, TaskScale
-from edge_sdk.confidence.certificate import Certificate
+from edge_sdk.confidence.certificate import Certificate, Kind
 from edge_sdk.confidence.logistic import Logistic, Steps, Term
 from edge_sdk.confidence.neighbours import gather
 from edge_sdk.confidence.risk import certify
 from edge_sdk.confidence.setup import Setup
 from edge_sdk.confidence.signals import SIGNALS
 from edge_sdk.records import Hit, Passage, Token
-from quantize.calibrate import Asked
+from quantize.asking import Asked
 
 DIMENSION = 16
 SETUP = Setup({"model": "a1", "prompt": "b2", "sampler": "c3", "retrieval": "d4", "signals": "e5"})
@@ -38,12 +38,13 @@ def vectors(count: int, seed: int = 0, dimension: int = DIMENSION) -> np.ndarray
     return rows / np.linalg.norm(rows, axis=1, keepdims=True)
 
 
-def certificate(threshold: float | None = 0.6, n: int = 99) -> Certificate:
+def certificate(threshold: float | None = 0.6, n: int = 99, kind: Kind = "marginal") -> Certificate:
     """One that serves from `threshold` on: everything above was right."""
     if threshold is None:
         return certify([0.5] * 20, [True] * 20, alpha=0.1, date="2026-01-02")
     scores = [threshold + (1 - threshold) * at / n for at in range(n)]
-    return certify(scores, [False] * n, alpha=0.1, labels="made up", date="2026-01-02")
+    far = [True] * n
+    return certify(scores, [False] * n, alpha=0.1, kind=kind, remote_right=far, labels="made up", date="2026-01-02")
 
 
 def calibration(
@@ -52,6 +53,7 @@ def calibration(
     after: Mapping[str, Term] | None = None,
     before: Mapping[str, Term] | None = None,
     steps: Steps | None = None,
+    no_regret: Mapping[str, Term] | None = None,
     tasks: Mapping[str, TaskScale] | None = None,
     hand_off_before: float | None = None,
     hand_off_window: float | None = None,
@@ -68,6 +70,7 @@ def calibration(
         labels="made up",
         n=len(questions),
         models={"before": early, "first": early, "after": Logistic(-0.3, late, steps)},
+        no_regret=None if no_regret is None else Logistic(0.4, dict(no_regret)),
         tasks=dict(tasks or {}),
         hand_off_before=hand_off_before,
         hand_off_window=hand_off_window,
@@ -97,6 +100,11 @@ def asked(count: int, *, seed: int = 0, share: float = 0.6, tasks: Sequence[str]
 
 def with_remote(rows: Sequence[Asked], right: bool = True) -> list[Asked]:
     return [replace(row, remote="yes" if right else "no") for row in rows]
+
+
+def with_a_remote_that_fails(rows: Sequence[Asked]) -> list[Asked]:
+    """A remote that has right just what `lead` says; the local answers do not depend on that."""
+    return [replace(row, remote="yes" if row.signals["lead"] > 0 else "no") for row in rows]
 
 
 def noisy(count: int, seed: int) -> list[Asked]:

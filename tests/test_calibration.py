@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from made_calibrations import SETUP, calibration, certificate, vectors
 
 from edge_sdk.confidence.calibration import Calibration, Calibrations, TaskScale, load
+from edge_sdk.confidence.certificate import Kind
 from edge_sdk.confidence.logistic import Steps, Term
 from edge_sdk.confidence.setup import Setup
 from edge_sdk.confidence.signals import STAGES, Stage
@@ -37,11 +38,12 @@ calibrations = st.builds(
     after=st.dictionaries(st.sampled_from(STAGES["after"]), term, min_size=1, max_size=8),
     before=st.dictionaries(st.sampled_from(STAGES["before"]), term, min_size=1, max_size=5),
     steps=st.none() | rising(),
+    no_regret=st.none() | st.dictionaries(st.sampled_from(STAGES["after"]), term, max_size=3),
     tasks=st.dictionaries(st.sampled_from(["code", "facts"]), st.builds(TaskScale, st.floats(1e-3, 5), small,
                                                                         st.integers(0, 99))),
     hand_off_before=st.none() | st.floats(0, 1),
     hand_off_window=st.none() | st.floats(-20, 0),
-    certified=st.none() | st.sampled_from([certificate(), certificate(None)]),
+    certified=st.none() | st.sampled_from([certificate(), certificate(None), certificate(kind="regret")]),
 )  # fmt: skip
 stages: st.SearchStrategy[Stage] = st.sampled_from(list(STAGES))
 
@@ -72,6 +74,8 @@ def test_decisions_are_the_same_after_save_and_load(
             before, after = (each.estimate(stage, known, task) for each in (made, read))
             assert before == after
             assert made.serves(before.probability) == read.serves(after.probability)
+        for kind in get_args(Kind):
+            assert made.regret(kind, known) == read.regret(kind, known)
     assert (read.hand_off_before, read.hand_off_window) == (made.hand_off_before, made.hand_off_window)
     assert (read.certificate, read.held_out, read.setup, read.n) == (
         made.certificate,
@@ -159,7 +163,10 @@ def test_where_it_cannot_be_written_the_old_one_stays(tmp_path: Path) -> None:
 def written(tmp_path: Path) -> tuple[Path, Change]:
     path = Calibrations(tmp_path).save(
         calibration(
-            certified=certificate(), steps=Steps((-1.0, 0.5), (-0.5, 1.0)), tasks={"code": TaskScale(0.9, 0.1, 12)}
+            certified=certificate(),
+            no_regret={"kind": Term(0.5, 0.5, 1.0)},
+            steps=Steps((-1.0, 0.5), (-0.5, 1.0)),
+            tasks={"code": TaskScale(0.9, 0.1, 12)},
         )
     )
     return path, json.loads(path.read_text(encoding="utf-8"))
@@ -196,7 +203,7 @@ def test_a_folder_in_its_place_is_one_line(tmp_path: Path) -> None:
 
 
 BROKEN: list[tuple[tuple[str | int, ...], object]] = [
-    (("version",), 2),
+    (("version",), 1),
     (("setup",), ["model"]),
     (("setup", "model"), 7),
     (("created",), 20260102),
@@ -220,6 +227,9 @@ BROKEN: list[tuple[tuple[str | int, ...], object]] = [
     (("models", "after", "steps"), [[], []]),
     (("models", "after", "steps"), [[0.0], [0.0, 1.0]]),
     (("models", "after", "steps"), [[0.0], [float("inf")]]),
+    (("no_regret",), 0.5),
+    (("no_regret",), {"intercept": 0.1}),
+    (("no_regret", "terms", "of nothing"), [0.0, 1.0, 1.0]),
     (("tasks",), [["code", 1]]),
     (("tasks", "code"), [1.0, 0.0]),
     (("tasks", "code"), [-1.0, 0.0, 5]),
@@ -251,7 +261,9 @@ def test_a_changed_value_is_one_line(tmp_path: Path, place: tuple[str | int, ...
     one_line(path)
 
 
-@pytest.mark.parametrize("name", ["setup", "models", "tasks", "certificate", "held_out", "neighbours", "created"])
+@pytest.mark.parametrize(
+    "name", ["setup", "models", "no_regret", "tasks", "certificate", "held_out", "neighbours", "created"]
+)
 def test_a_missing_value_is_one_line(tmp_path: Path, name: str) -> None:
     path, content = written(tmp_path)
     del content[name]

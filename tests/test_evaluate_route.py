@@ -9,7 +9,15 @@ from statistics import fmean
 from typing import Any
 
 import pytest
-from made_calibrations import asked, calibration, certificate, noisy, vectors, with_remote
+from made_calibrations import (
+    asked,
+    calibration,
+    certificate,
+    noisy,
+    vectors,
+    with_a_remote_that_fails,
+    with_remote,
+)
 
 from edge_sdk.confidence.calibration import Label
 from edge_sdk.errors import CalibrationError, ConfigError
@@ -75,6 +83,16 @@ def test_without_remote_answers_there_is_no_curve(monkeypatch: pytest.MonkeyPatc
     assert (asked_all["remote"], asked_all["always_remote"]) == ("as asked", 1.0)
 
 
+def test_a_remote_whose_failures_can_be_told_is_asked_where_it_helps(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_HALVES", 4)
+    found = evaluate_route(with_a_remote_that_fails(asked(300, share=0.5)), resplits=12)
+    assert found["gain_captured"] > found["gain_by_probability"]["gain_captured"] + 0.1
+    regret = [row for row in found["guarantee"] if row["kind"] == "regret"]
+    assert [row["alpha"] for row in regret] == list(ALPHAS)
+    assert all(row["mean_risk"] <= row["naive_mean_risk"] for row in regret)
+    assert regret[1]["mean_risk"] < 0.13
+
+
 def test_equal_seeds_give_equal_reports(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_HALVES", 2)
     assert evaluate_route(ROWS, resplits=2) == evaluate_route(ROWS, resplits=2)
@@ -100,7 +118,7 @@ def test_a_probability_is_of_models_that_had_not_seen_the_question() -> None:
         for each, other, vector in zip(noise, noisy(150, seed=4), vectors(150, 5), strict=True)
     ]
     right = [each.text == "yes" for each in shuffled]
-    assert auroc(module._cross_fitted(shuffled, "contains", 0), right) < 0.6
+    assert auroc(module._cross_fitted(shuffled, "contains", 0, "marginal"), right) < 0.6
     halves = module._halves(shuffled, right, "contains", 0, lambda *_: None)
     assert fmean(auroc(half.probabilities, half.right) for half in halves) < 0.6
 

@@ -16,7 +16,7 @@ from edge_sdk.config import Settings, load_settings
 from edge_sdk.errors import CalibrationError, ConfigError
 from edge_sdk.fakes import FakeEncoder, FakeEngine
 from edge_sdk.prompt import Reading
-from quantize.calibrate import Asked
+from quantize.asking import Asked
 from quantize.gguf_models.flips import answer_questions, compare_answers, measure_flips
 
 PASSAGES = [

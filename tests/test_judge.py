@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from made_calibrations import DIMENSION, SETUP, calibration, certificate, hit, token, vectors
 
 from edge_sdk.confidence.calibration import Calibration, TaskScale
-from edge_sdk.confidence.logistic import Steps, Term, sigmoid
+from edge_sdk.confidence.logistic import Logistic, Steps, Term, sigmoid
 from edge_sdk.confidence.signals import STAGES, WINDOW
+from edge_sdk.drafting import Draft, local_answer
 from edge_sdk.judge import Judge
 from edge_sdk.records import Explanation, FinishReason, Hit, Token
 from edge_sdk.route import Policy
@@ -165,6 +166,33 @@ def test_every_explanation_adds_up_and_serves_as_it_says(
     if why.stage == "after" and found.certificate is not None:
         assert (route == "local") == (why.threshold is not None and why.probability >= why.threshold)  # type: ignore[operator]
     assert len(why.nearest) == (3 if near else 0)
+
+
+def test_where_the_promise_is_on_regret_a_call_that_gains_nothing_is_not_made() -> None:
+    hopeless = {"evidence": Term(0.0, 1.0, -50.0)}  # it is wrong
+    fails = calibration(
+        after=hopeless, no_regret={"kind": Term(0.0, 1.0, 9.0)}, certified=certificate(kind="regret")
+    )
+    helps = replace(fails, no_regret=Logistic(-4.0, {}))
+    assert end(judge(fails)) == "local"
+    it = judge(helps)
+    assert end(it) == "remote"
+    assert it.decision.reasons[-1] == "no worse than the remote's with probability 0.02 only, threshold 0.60"
+    assert end(judge(replace(fails, certificate=certificate()))) == "remote"  # that promise is on wrong answers
+
+
+@given(made, logprobs)
+def test_the_probability_of_no_regret_is_explained_and_adds_up(found: Calibration, run: list[float]) -> None:
+    found = replace(found, no_regret=found.models["after"], certificate=certificate(kind="regret_hp"))
+    it = judge(found)
+    end(it, tokens=[token("x", each) for each in run])
+    loss = it.explanation.no_regret
+    assert (loss is not None) == (it.explanation.stage == "after")
+    if loss is not None:
+        total = loss.intercept + sum(part.log_odds for part in loss.contributions)
+        assert loss.probability == pytest.approx(sigmoid(total))
+        text = replace(local_answer(it, Draft(usable=True)), explanation=it.explanation).explain()
+        assert f"would do no better, which decides: {loss.probability:.3f}" in text
 
 
 def test_the_question_vector_brings_neighbours() -> None:

@@ -97,12 +97,12 @@ def eval_route_command(
     """
     from importlib import import_module
 
-    evaluate, calibrate = import_module("quantize.evaluate_route"), import_module("quantize.calibrate")
+    evaluate, asking = import_module("quantize.evaluate_route"), import_module("quantize.asking")
     with cancel_on_interrupt() as cancel, progress_bar("answering") as bar:
         model, asked = evaluate.collect(data, settings, out=out, limit=limit, progress=bar, cancel=cancel)
         if cancel.is_set():
             return 130
-        others = calibrate.read_asked(fit_on)
+        others = asking.read_asked(fit_on)
 
         def report(labeller: str) -> dict[str, Any]:
             found: dict[str, Any] = evaluate.evaluate_route(

@@ -17,7 +17,7 @@ from ..config import Settings
 from ..errors import CalibrationError, ConfigError
 from ..loading import open_store
 from ..prompt import Style
-from ..records import Answer, Contribution, Explanation, Neighbour, Timings, TokenCounts
+from ..records import Answer, Contribution, Explanation, Neighbour, Reckoning, Timings, TokenCounts
 from .options import cancel_on_interrupt, console, options, print_json, progress_bar
 
 _KINDS = ("marginal", "marginal_hp", "selective", "regret", "regret_hp")
@@ -70,9 +70,10 @@ def calibrate_command(
     from ..edge import Edge
     from ..route import Policy
 
-    work = import_module("quantize.calibrate")  # the toolchain stands above the runtime: loaded by name only
+    # The toolchain stands above the runtime: loaded by name only.
+    work, asking = import_module("quantize.calibrate"), import_module("quantize.asking")
     check_target(risk, alpha, delta)  # type: ignore[arg-type]  # click has checked the name
-    rows = work.read_questions(questions)
+    rows = asking.read_questions(questions)
     work.check_enough(rows)
     if not settings.store.exists():
         raise ConfigError(f"there is no store at {settings.store}", hint="run `edge add PATH` first")
@@ -87,7 +88,7 @@ def calibrate_command(
         if edge.handoff is not None:
             edge.handoff.learned, edge.handoff.queues = None, False  # every question is to be asked
         with cancel_on_interrupt() as cancel, progress_bar("answering") as bar:
-            asked = work.ask_all(
+            asked = asking.ask_all(
                 edge, rows, out=out, style=style, max_tokens=max_tokens, k=k, progress=bar, cancel=cancel
             )
         if cancel.is_set():
@@ -95,7 +96,7 @@ def calibrate_command(
         made = [work.calibrate(asked, edge.setup(style, k), labeller=labels, target=target)]
         if edge.extractor is not None:
             with progress_bar("reading") as bar:
-                read = work.read_all(edge, rows, k=k, progress=bar)
+                read = asking.read_all(edge, rows, k=k, progress=bar)
             if risk.startswith("regret"):
                 remote = {each.question: each.remote for each in asked}
                 read = [replace(each, remote=remote[each.question]) for each in read]
@@ -159,9 +160,11 @@ def _as_answer(record: dict[str, Any]) -> Answer:
     """A kept decision as the answer that it was about, without its text, which is not kept."""
     why = record["explanation"]
     if why is not None:
+        loss = why.get("no_regret")
         parts = {
-            "contributions": tuple(Contribution(**part) for part in why["contributions"]),
+            "contributions": _contributions(why),
             "nearest": tuple(Neighbour(**near) for near in why["nearest"]),
+            "no_regret": loss and Reckoning(**{**loss, "contributions": _contributions(loss)}),
         }
         why = Explanation(**{**why, **parts})
     return Answer(
@@ -177,6 +180,10 @@ def _as_answer(record: dict[str, Any]) -> Answer:
         id=record["id"],
         explanation=why,
     )
+
+
+def _contributions(kept: dict[str, Any]) -> tuple[Contribution, ...]:
+    return tuple(Contribution(**part) for part in kept["contributions"])
 
 
 def _summary(calibration: Calibration, path: Path) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from .binomial import clopper_pearson_upper
 
 Kind = Literal["marginal", "marginal_hp", "selective", "regret", "regret_hp"]
 IN_EXPECTATION: tuple[Kind, ...] = ("marginal", "regret")
+OF_REGRET: tuple[Kind, ...] = ("regret", "regret_hp")
 _KINDS: tuple[Kind, ...] = get_args(Kind)
 _RISKS: Mapping[Kind, str] = {
     "marginal": "all questions get a wrong local answer",

@@ -15,7 +15,7 @@ from typing import get_args
 
 from ..errors import CalibrationError
 from .binomial import binomial_cdf
-from .certificate import IN_EXPECTATION, Certificate, Kind, bound
+from .certificate import IN_EXPECTATION, OF_REGRET, Certificate, Kind, bound
 
 _DECILES = 10  # a finer sequence starts where too few answers are served to show anything, and ends there
 _START = 2.2  # times the least number of right answers that could pass: below it one wrong answer ends the walk
@@ -95,7 +95,7 @@ def certify(
     """
     check_target(kind, alpha, delta)
     answers = _checked(scores, wrong, "wrong")
-    if kind in ("regret", "regret_hp"):
+    if kind in OF_REGRET:
         if remote_right is None:
             raise CalibrationError(f"kind {kind} needs to know which questions the remote has right")
         remote = _checked(scores, remote_right, "remote_right")

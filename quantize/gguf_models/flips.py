@@ -21,7 +21,8 @@ from edge_sdk.loading import load_encoder, open_store
 from edge_sdk.prompt import Reading
 from edge_sdk.route import Policy
 
-from ..calibrate import LABELLERS, Asked, Labeller, ask_all
+from ..asking import Asked, ask_all
+from ..calibrate import LABELLERS, Labeller
 from ..collection import Update, fill_store, read_answerable, store_path
 from ..metrics import bootstrap
 from ..route_metrics import auroc

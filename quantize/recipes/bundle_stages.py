@@ -27,7 +27,8 @@ from edge_sdk.records import ParsedDocument, Section
 from edge_sdk.route import Policy
 
 from .. import pack
-from ..calibrate import Target, ask_all, calibrate, check_enough, halves, read_all
+from ..asking import ask_all, read_all
+from ..calibrate import Target, calibrate, check_enough, halves
 from ..collection import fill_store
 from ..training_data.example import read_examples
 from .cache import input_digest

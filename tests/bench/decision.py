@@ -30,7 +30,8 @@ from edge_sdk.device import cpu_name
 from edge_sdk.edge import Edge
 from edge_sdk.judge import Judge
 from edge_sdk.route import Policy
-from quantize.calibrate import Asked, fitted
+from quantize.asking import Asked
+from quantize.calibrate import fitted
 
 QUESTIONS = 300
 ASKED = (
