@@ -221,7 +221,7 @@ def test_threads_spin_shortly_unless_the_user_decides() -> None:
     program = (
         "import os; from edge_sdk.engines.llama import library; library(); print(os.environ['GOMP_SPINCOUNT'])"
     )
-    assert run(program).stdout == "1000\n"
+    assert run(program).stdout == "3000\n"
     assert run(program, GOMP_SPINCOUNT="77").stdout == "77\n"
 
 
