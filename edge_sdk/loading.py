@@ -179,7 +179,7 @@ def _open_engine(settings: Settings) -> tuple[Engine, Reading]:
     from .engines.opening import Opening
 
     model, adapter = choose_decoder(settings), choose_adapter(settings)
-    reading = Reading(model.prompt_tokens or Reading().prompt_tokens, model.cites, model.evidence_tokens)
+    reading = model.reading
     context, template = settings.context, None
     bundle, part = _bundled_decoder(settings)
     if bundle is not None and part is not None:

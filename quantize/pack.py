@@ -286,6 +286,7 @@ def _decoder(recipe: Recipe) -> DecoderPart | None:
         chat_template=None if text is None else sha256(text.encode()).hexdigest(),
         prompt_tokens=recipe.reading.prompt_tokens,
         numbered=recipe.reading.numbered,
+        evidence_tokens=recipe.reading.evidence_tokens,
         sampling=recipe.sampling,
     )
 

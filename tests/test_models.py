@@ -19,6 +19,7 @@ from edge_sdk.config import Settings, load_settings
 from edge_sdk.errors import ConfigError, ModelDamagedError, ModelError, ModelNotFoundError, OfflineError
 from edge_sdk.hub import models
 from edge_sdk.hub.models import best_decoder, list_models, pull, remove, resolve
+from edge_sdk.prompt import Reading
 
 WEIGHTS = content(200_000)
 TOKENIZER = b'{"made": "up"}'
@@ -208,13 +209,8 @@ def test_a_gguf_file_and_an_onnx_folder_are_models(
     (folder / "model.onnx").touch()
     (folder / "tokenizer.json").touch()
     gguf, encoder = resolve(tmp_path / "own.gguf", here), resolve(str(folder), here)
-    assert (gguf.name, gguf.role, gguf.format, gguf.sha256, gguf.prompt_tokens) == (
-        "own",
-        "decoder",
-        "gguf",
-        None,
-        None,
-    )
+    assert (gguf.name, gguf.role, gguf.format, gguf.sha256) == ("own", "decoder", "gguf", None)
+    assert gguf.reading == Reading()
     assert (encoder.name, encoder.role, encoder.path) == ("onnx", "encoder", folder / "model.onnx")
     (folder / "config.json").write_text('{"architectures": ["LlamaForCausalLM"]}')
     assert resolve(folder, here).role == "decoder"

@@ -67,7 +67,11 @@ def test_what_is_built_is_what_an_independent_writer_makes(parts: list[Part], tm
 
 def test_the_manifest_says_what_the_models_are(parts: list[Part], tmp_path: Path) -> None:
     made = recipe(
-        parts, created="2026-11-21", reading=Reading(330, False), sampling=Sampling(temperature=0.5), context=9999
+        parts,
+        created="2026-11-21",
+        reading=Reading(330, False, 90),
+        sampling=Sampling(temperature=0.5),
+        context=9999,
     )
     manifest = build_bundle(made, tmp_path / "a.edge").inspection.manifest
     assert (manifest.name, manifest.version, manifest.created, manifest.figures) == (
@@ -84,7 +88,7 @@ def test_the_manifest_says_what_the_models_are(parts: list[Part], tmp_path: Path
         "F32",
     )
     assert manifest.decoder.context == 256  # at most what it was trained for
-    assert (manifest.decoder.prompt_tokens, manifest.decoder.numbered) == (330, False)
+    assert manifest.decoder.reading == Reading(330, False, 90)
     assert manifest.decoder.sampling == Sampling(temperature=0.5)
     assert (manifest.encoder.name, manifest.encoder.dimension, manifest.encoder.pooling) == ("words", 4, "mean")
     assert {entry.licence for entry in manifest.of("evaluation")} == {"CC-BY-4.0"}

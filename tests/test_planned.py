@@ -124,7 +124,7 @@ def test_tuning_asks_the_very_file_with_the_models_own_prompts(
         return [SimpleNamespace(text="a river", answers=("river",)), SimpleNamespace(text="no", answers=("river",))]
 
     monkeypatch.setattr(flips, "answer_questions", answer)
-    monkeypatch.setattr(InstalledModel, "prompt_tokens", 321)
+    monkeypatch.setattr(InstalledModel, "reading", Reading(321))
     installed = InstalledModel("tiny", "decoder", "gguf", model, model.parent)
     contained = _answers(installed, load_settings({"home": tmp_path}), tmp_path, 2)
     assert contained(model) == 0.5

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -53,6 +54,7 @@ _FILE_ROLES = ("calibration", "evaluation", "measurements", "template")
 @click.option(
     "--prompt-tokens", type=click.IntRange(64), help="Prompt that the decoder reads best; catalog: known."
 )
+@click.option("--evidence-tokens", type=click.IntRange(0), help="Of chosen sentences; 0: none are chosen.")
 @click.option("--plain", is_flag=True, help="Numbered passages confuse the decoder; catalog: known.")
 @click.option("--temperature", default=0.0, show_default=True, type=click.FloatRange(0, 100), help="0 is greedy.")
 @click.option("--date", help="YYYY-MM-DD; default: that of SOURCE_DATE_EPOCH, else none.")
@@ -74,6 +76,7 @@ def bundle_build_command(
     figures: Path | None,
     tested: int,
     prompt_tokens: int | None,
+    evidence_tokens: int | None,
     plain: bool,
     temperature: float,
     date: str | None,
@@ -102,9 +105,13 @@ def bundle_build_command(
             known = model.spec.licence if model.spec else None
             parts.append(pack.Part(role, path, given.of(role, known), model.name))
             if role == "decoder":
-                reading = Reading(prompt_tokens or model.prompt_tokens or Reading().prompt_tokens, model.cites)
+                reading = model.reading
+    if prompt_tokens is not None:
+        reading = replace(reading, prompt_tokens=prompt_tokens)
+    if evidence_tokens is not None:
+        reading = replace(reading, evidence_tokens=evidence_tokens)
     if plain:
-        reading = Reading(reading.prompt_tokens, False)
+        reading = replace(reading, numbered=False)
     more = [(role, path) for role in _FILE_ROLES for path in files[role]]
     more += [("licence", path) for path in texts] + ([("reader", reader)] if reader is not None else [])
     more += [_named("head", each) for each in heads] + [_named("adapter", each) for each in adapters]

@@ -80,7 +80,7 @@ def eval_divergence_command(
                 model_b.path,
                 questions,
                 settings,
-                reading=flips.reading_of(model_a),
+                reading=model_a.reading,
                 limit=limit,
                 out=out,
                 progress=bar,

@@ -140,7 +140,7 @@ def _answers(model: InstalledModel, settings: Settings, questions: Path, limit: 
     is_right, _ = calibrate.LABELLERS["contains"]
 
     def contained(path: Path) -> float:
-        rows = flips.answer_questions(path, questions, settings, reading=flips.reading_of(model), limit=limit)
+        rows = flips.answer_questions(path, questions, settings, reading=model.reading, limit=limit)
         return fmean(is_right(row.text, row.answers) for row in rows)
 
     return contained

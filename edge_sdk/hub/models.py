@@ -19,6 +19,7 @@ from typing import Literal
 from ..config import Settings
 from ..device import available_memory
 from ..errors import ModelDamagedError, ModelError, ModelNotFoundError
+from ..prompt import Reading
 from .catalog import Catalog, FileSpec, ModelFormat, ModelRole, ModelSpec, load_catalog
 from .download import fetch
 from .partial import hash_file, storage_errors
@@ -47,19 +48,12 @@ class InstalledModel:
     sha256: str | None = None
 
     @property
-    def prompt_tokens(self) -> int | None:
-        """The retrieved text, in tokens, that the model reads best, where the catalog says so."""
-        return self.spec.prompt_tokens if self.spec else None
-
-    @property
-    def cites(self) -> bool:
-        """Whether numbered passages help the model; so it is assumed of a model that the catalog does not know."""
-        return self.spec is None or self.spec.cites
-
-    @property
-    def evidence_tokens(self) -> int:
-        """Tokens of chosen sentences from which the model answers at least as well as from whole passages; or 0."""
-        return self.spec.evidence_tokens if self.spec else 0
+    def reading(self) -> Reading:
+        """How the catalog says that the model reads documents best; the default for one that it does not know."""
+        spec, usual = self.spec, Reading()
+        if spec is None:
+            return usual
+        return Reading(spec.prompt_tokens or usual.prompt_tokens, spec.cites, spec.evidence_tokens)
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,6 @@ from threading import Event as Flag
 from edge_sdk.config import Settings
 from edge_sdk.edge import Edge
 from edge_sdk.errors import ConfigError
-from edge_sdk.hub.models import InstalledModel
 from edge_sdk.loading import load_encoder, open_store
 from edge_sdk.prompt import Reading
 from edge_sdk.route import Policy
@@ -58,11 +57,6 @@ class Flips:
     auroc_b: float | None
 
 
-def reading_of(model: InstalledModel) -> Reading:
-    """How the catalog says that a model reads documents best; the default for a file that it does not know."""
-    return Reading(model.prompt_tokens or Reading().prompt_tokens, model.cites)
-
-
 def answer_questions(
     model: Path,
     data: Path,
@@ -77,9 +71,9 @@ def answer_questions(
     """The answers of a GGUF file to the questions of a folder, from a store of its passages alone.
 
     `data` is laid out as `quantize.collection.read_answerable` has it. `reading` decides the size of a prompt: give
-    a candidate that of its reference (`reading_of`), so that both are asked the same. The first `limit` questions;
-    `out` keeps the answers (JSONL) and resumes, and is refused where another model gave them. Nothing leaves the
-    device, whatever the settings say. `cancel` ends with the answers so far.
+    a candidate that of its reference (`InstalledModel.reading`), so that both are asked the same. Only the first
+    `limit` questions are asked. `out` keeps the answers (JSONL) and resumes; it is refused where another model gave
+    them. Nothing leaves the device, whatever the settings say. `cancel` ends with the answers so far.
     """
     from edge_sdk.engines.engine_gguf import GgufEngine
 

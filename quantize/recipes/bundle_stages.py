@@ -157,7 +157,7 @@ def _contents(job: Job, recipe: Recipe, settings: Settings) -> pack.Recipe:
         path = model.path if model.format == "gguf" else model.directory
         parts.append(pack.Part(role, path, model.spec.licence if model.spec else part.licence, model.name))
         if role == "decoder":
-            reading = Reading(model.prompt_tokens or reading.prompt_tokens, model.cites)
+            reading = model.reading
     for stage, result in job.results.items():
         made = _made(stage, result.folder)
         if made is not None:

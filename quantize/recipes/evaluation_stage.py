@@ -142,7 +142,7 @@ def _decoder(base: InstalledModel, made: Path | None, name: str, settings: Setti
     path = made / DECODER if made is not None and adapter is None else base.path
     engine = GgufEngine.open(path, name=name, context=_CONTEXT, threads=settings.threads, adapter=adapter)
     try:
-        numbered = made is not None or base.cites
+        numbered = made is not None or base.reading.numbered
         yield DecoderSystem(engine, [path, *([adapter] if adapter else [])], name, numbered=numbered)
     finally:
         engine.close()
