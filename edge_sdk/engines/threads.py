@@ -43,7 +43,8 @@ class ThreadPace:
     def __init__(self, most: int) -> None:
         self._rungs = sorted({most, most - 1, most // 2, 1} - {0}, reverse=True)
         self._at = 0
-        self._times: dict[int, deque[float]] = {}
+        self._times: dict[int, deque[float]] = {}  # of all but the most threads, which none are fewer than
+        self._usual: dict[int, float] = {}  # their medians, kept, for this is asked at every token
         self._steps = 0  # since the number changed
         self._excess = 0.0  # the CUSUM, in seconds
         self._lost = 0.0  # by this attempt, against fewer threads; below zero where it has won
@@ -58,15 +59,16 @@ class ThreadPace:
     @property
     def unsure(self) -> bool:
         """Whether it has to be told what a step takes on one thread; see `tried_one`."""
-        return len(self._rungs) > 1 and self._steps >= _FIRST and self._rungs[-1] not in self._times
+        return len(self._rungs) > 1 and self._steps >= _FIRST and self._rungs[-1] not in self._usual
 
     def tried_one(self, seconds: float) -> None:
         """Learn what a step has taken on one thread that does not count otherwise."""
-        self._times[self._rungs[-1]] = deque([seconds], maxlen=5)
+        self._learn(self._rungs[-1], seconds)
 
     def took(self, seconds: float) -> None:
         """Learn what a step on `threads` has taken."""
-        self._times.setdefault(self.threads, deque(maxlen=5)).append(seconds)
+        if self._at:
+            self._learn(self.threads, seconds)
         self._steps += 1
         if self._at < len(self._rungs) - 1 and (fewer := self._fewer()) is not None:
             self._compare(seconds, fewer)
@@ -82,8 +84,13 @@ class ThreadPace:
 
     def _fewer(self) -> float | None:
         """Seconds of a step on the best number of fewer threads that is known."""
-        known = [self._times[count] for count in self._rungs[self._at + 1 :] if count in self._times]
-        return min((median(times) for times in known), default=None)
+        below = self._rungs[self._at + 1 :]
+        return min((self._usual[count] for count in below if count in self._usual), default=None)
+
+    def _learn(self, threads: int, seconds: float) -> None:
+        times = self._times.setdefault(threads, deque(maxlen=5))
+        times.append(seconds)
+        self._usual[threads] = median(times)
 
     def _compare(self, seconds: float, fewer: float) -> None:
         seconds = min(seconds, _WORST * fewer)
