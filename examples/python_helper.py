@@ -80,6 +80,7 @@ def main() -> int:
     out.rule()
     out.print(f"{cited} of {len(QUESTIONS) - 1} answers cite their source; ", end="")
     out.print("the question without an answer was " + ("recognised." if honest else "[red]not recognised."))
+    out.print(f"Why an answer was given: .venv/bin/edge route explain {answers[0].id} --store {settings.store}")
     out.print(f"Nothing left this machine. Ask your own: .venv/bin/edge chat --store {settings.store}")
     return 0 if honest and cited == len(QUESTIONS) - 1 else 1
 

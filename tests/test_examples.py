@@ -5,11 +5,24 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from edge_sdk.confidence.calibration import Calibrations, load
+from edge_sdk.config import Settings
+from edge_sdk.edge import Edge
+from edge_sdk.errors import EdgeError
+from edge_sdk.fakes import FakeEngine
+from edge_sdk.hub.catalog import load_catalog
+from edge_sdk.hub.models import InstalledModel, resolve
+from edge_sdk.loading import load_encoder, open_store
+from quantize.asking import read_questions
+
 EXAMPLES = Path(__file__).parents[1] / "examples"
+DEMO = EXAMPLES / "python_helper"
+LARGE = "qwen2.5-coder-1.5b-instruct"
 
 
 def test_every_example_has_a_test() -> None:
@@ -51,3 +64,37 @@ def test_the_demo_reads_modules_and_knows_what_it_does_not_know(
     assert "smollm2-135m-instruct" in done.stdout
     assert "the question without an answer was recognised" in done.stdout
     assert "Traceback" not in done.stderr
+
+
+def test_the_demos_calibration_is_of_its_questions_and_of_todays_rules(
+    model_settings: Settings, minilm_dir: Path, tmp_path: Path
+) -> None:
+    """Model and chat template are not looked at; that takes the model, as in the next test."""
+    questions = read_questions(DEMO / "questions.jsonl")
+    asked = {question for question, _, _ in questions}
+    assert not any(f'"{question}"' in (EXAMPLES / "python_helper.py").read_text() for question in asked)
+    (path,) = (DEMO / "calibrations").glob("*.json")
+    found = load(path)
+    assert found.n == len(questions)
+    assert set(found.neighbours.questions) <= asked
+    own = replace(model_settings, encoder=str(minilm_dir), store=tmp_path / "s.db")
+    spec = load_catalog().find(LARGE)
+    reading = InstalledModel(LARGE, "decoder", "gguf", tmp_path, tmp_path, spec).reading
+    with Edge(
+        open_store(own), lambda: load_encoder(own), lambda: (FakeEngine(context=own.context), reading)
+    ) as edge:
+        assert found.setup.differences(edge.setup()) == ["model", "prompt"]
+
+
+@pytest.mark.model
+def test_the_demos_calibration_holds_for_its_model(
+    model_settings: Settings, minilm_dir: Path, tmp_path: Path
+) -> None:
+    own = replace(model_settings, model=LARGE, encoder=str(minilm_dir), store=tmp_path / "s.db")
+    try:
+        resolve(LARGE, own)
+    except EdgeError as error:
+        pytest.skip(str(error))
+    with Edge.open(settings=own) as edge:
+        found, note = Calibrations(tmp_path, shipped=DEMO / "calibrations").find(edge.setup())
+    assert found is not None, note
