@@ -82,8 +82,9 @@ class Calibration:
         A risk of being wrong is certified on the probability of being right, one of regret on this: a question that
         the remote gets wrong, too, is not worth a call.
         """
-        of_regret = self.no_regret is not None and kind in OF_REGRET
-        return self.no_regret.estimate(signals) if of_regret and self.no_regret is not None else None
+        if self.no_regret is None or kind not in OF_REGRET:
+            return None
+        return self.no_regret.estimate(signals)
 
     def serves(self, score: float) -> bool:
         """Whether an answer with this score may be served; without a certificate any may."""
