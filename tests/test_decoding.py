@@ -99,7 +99,7 @@ def test_a_drafted_answer_is_the_plain_one(seed: int, prompt: list[int], most: i
     tokens, answering = answer(drafted, most, Speculation(Eager()))
     assert tokens == answer(plain, most, None)[0]
     assert drafted.seen == plain.seen  # not the last one given, and nothing that was only drafted
-    answering.end()
+    answering.end(len(tokens))
     assert (drafted.seen, drafted.ahead) == (plain.seen, [])
     assert answering.accepted <= min(answering.drafted, len(tokens))
 

@@ -11,14 +11,17 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from threading import Event
+from typing import Any
 
 import numpy as np
 import pytest
 from gguf_files import BOOL, U32, Field, tiny_llama
 from lora_files import halves, tiny_adapter
+from numpy.typing import NDArray
 
 pytest.importorskip("llama_cpp")
 
@@ -292,12 +295,29 @@ def test_control_tokens_in_a_message_stay_text(engine: GgufEngine) -> None:
 # --- tokens and their figures -----------------------------------------------------------------------
 
 
+def with_rows(
+    engine: GgufEngine, prompt: str, options: GenerateOptions, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[tuple[Token, NDArray[np.float32]]]:
+    """The tokens of an answer, each with the logits that it was chosen from."""
+    rows: list[NDArray[np.float32]] = []
+    row = engine._model.row
+
+    def kept() -> Any:
+        rows.append(np.ctypeslib.as_array(row(), (engine._model.size,)).copy())
+        return row()
+
+    monkeypatch.setattr(engine._model, "row", kept)
+    tokens = list(engine.generate(prompt, options))
+    return zip(tokens, rows, strict=True)
+
+
 @pytest.mark.parametrize("temperature", [0.0, 1.5])
-def test_figures_are_those_of_the_logits(engine: GgufEngine, temperature: float) -> None:
+def test_figures_are_those_of_the_logits(
+    engine: GgufEngine, temperature: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
     options = GenerateOptions(max_tokens=40, temperature=temperature, top_k=0, top_p=1.0, min_p=0.0, seed=3)
     seen = 0
-    for token in engine.generate(PROMPT, options):
-        row = np.ctypeslib.as_array(engine._model.row(), (engine._model.size,))
+    for token, row in with_rows(engine, PROMPT, options, monkeypatch):
         expected = softmax_figures(row, token.id)
         assert (token.logprob, token.entropy, token.margin) == pytest.approx(expected, abs=2e-5)
         assert temperature or token.id == row.argmax()
@@ -398,9 +418,11 @@ def test_an_answer_keeps_to_its_schema(engine: GgufEngine, temperature: float) -
         assert 1 <= len(answer["list"]) <= 2
 
 
-def test_a_token_that_the_grammar_forces_has_its_true_figures(engine: GgufEngine) -> None:
-    for token in engine.generate(PROMPT, GenerateOptions(max_tokens=9, grammar='root ::= "zebra"')):
-        row = np.ctypeslib.as_array(engine._model.row(), (engine._model.size,))
+def test_a_token_that_the_grammar_forces_has_its_true_figures(
+    engine: GgufEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = GenerateOptions(max_tokens=9, grammar='root ::= "zebra"')
+    for token, row in with_rows(engine, PROMPT, options, monkeypatch):
         assert token.logprob == pytest.approx(softmax_figures(row, token.id)[0], abs=2e-5)
         assert token.logprob < 0
 
@@ -572,6 +594,41 @@ def test_a_generation_that_is_closed_or_dropped_frees_the_engine(engine: GgufEng
     assert len(ids(engine.generate(PROMPT, TEN))) == 10
 
 
+def test_an_answer_that_is_left_leaves_only_what_was_given(engine: GgufEngine) -> None:
+    generation = engine.generate(PROMPT, TEN)
+    given = [next(generation).id for _ in range(4)]
+    time.sleep(0.05)  # more is made meanwhile
+    generation.close()
+    assert engine._model.seen == engine.tokens(PROMPT) + given[:-1]
+
+
+@pytest.mark.parametrize("reads", [0, 1, 3])
+def test_no_more_than_two_tokens_are_made_before_they_are_wanted(
+    engine: GgufEngine, reads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = []
+    advance = engine._model.advance
+    monkeypatch.setattr(engine._model, "advance", lambda token: made.append(token) or advance(token))
+    generation = engine.generate(PROMPT, TEN)
+    for _ in range(reads):
+        next(generation)
+    time.sleep(0.1)
+    assert len(made) <= reads + 1
+    assert len(list(generation)) == 10 - reads
+
+
+def test_what_cannot_be_forgotten_is_not_made_before_it_is_wanted(
+    engine: GgufEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine._model.forgets = False
+    made = []
+    advance = engine._model.advance
+    monkeypatch.setattr(engine._model, "advance", lambda token: made.append(token) or advance(token))
+    for count, _ in enumerate(engine.generate(PROMPT, TEN)):
+        time.sleep(0.02)
+        assert len(made) == count
+
+
 def test_closing_the_engine_ends_a_running_generation(tiny: Path) -> None:
     opened = GgufEngine.open(tiny, context=256, threads=1)
     generation = opened.generate(PROMPT, TEN)
@@ -649,9 +706,9 @@ def test_smollm2_logprobs_equal_those_of_another_route(smollm2: GgufEngine, smol
 
 
 @pytest.mark.model
-def test_smollm2_figures_equal_a_softmax_in_numpy(smollm2: GgufEngine) -> None:
-    for token in smollm2.generate(smollm2.render(QUESTION), GenerateOptions(max_tokens=6, temperature=1.0, seed=5)):
-        row = np.ctypeslib.as_array(smollm2._model.row(), (smollm2._model.size,))
+def test_smollm2_figures_equal_a_softmax_in_numpy(smollm2: GgufEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = GenerateOptions(max_tokens=6, temperature=1.0, seed=5)
+    for token, row in with_rows(smollm2, smollm2.render(QUESTION), options, monkeypatch):
         expected = softmax_figures(row, token.id)
         assert (token.logprob, token.entropy, token.margin) == pytest.approx(expected, abs=2e-5)
 

@@ -65,6 +65,19 @@ def test_an_outcome_that_nobody_read_is_not_taken_for_the_next(thread: NativeThr
     assert thread.run(lambda: True) is True
 
 
+def test_a_job_may_run_another(thread: NativeThread) -> None:
+    assert not thread.current
+    assert thread.run(lambda: thread.current and thread.run(lambda: thread.current))
+
+
+def test_a_job_that_nobody_waits_for_runs_before_the_next(thread: NativeThread) -> None:
+    order: list[int] = []
+    for number in range(3):
+        thread.submit(lambda number=number: order.append(number))  # type: ignore[misc]
+    assert thread.run(lambda: order == [0, 1, 2])
+    assert thread._outcomes.empty()
+
+
 def test_the_last_job_comes_after_all_others() -> None:
     thread, order = NativeThread("test"), list[str]()
     begun, go_on = Event(), Event()

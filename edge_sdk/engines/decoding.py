@@ -84,13 +84,14 @@ class Decoding:
     """An answer behind the prompt that `model` has evaluated; `speculation` is None without drafts.
 
     When a token has been given, `seen` is what it was chosen behind, as in plain decoding. The memory may hold more
-    until `end`, which is to be called last.
+    until `end`, which is to be called last and told how many of them were wanted.
     """
 
     def __init__(
         self, model: LlamaModel, sampler: Sampler, prompt: Sequence[int], speculation: Speculation | None
     ) -> None:
         self._model, self._sampler, self._prompt = model, sampler, prompt
+        self._start = len(model.seen)
         self._speculation = speculation
         self._lookup: PromptLookup | None = None
         self._last: LogitsFigures | None = None
@@ -113,11 +114,12 @@ class Decoding:
         self._last = figures
         return figures
 
-    def end(self) -> None:
-        """Forget what was evaluated and not given."""
-        if self._draft:
+    def end(self, given: int) -> None:
+        """Forget what was evaluated, but for the tokens that were given; the last of these was not."""
+        length = self._start + max(0, given - 1)
+        if self._draft or length < len(self._model.seen):
             self._draft = []
-            self._model.cut(len(self._model.seen))
+            self._model.cut(length)
 
     def _behind(self, last: LogitsFigures, most: int, lengths: DraftLength, trust: Trust) -> LogitsFigures:
         """The token behind the last one, which a batch has evaluated already, or which is evaluated now."""
@@ -132,7 +134,9 @@ class Decoding:
             model.keep(self._draft.pop(0))
             self.accepted += 1
             return self._believed(token, lengths)
-        self.end()
+        if self._draft:
+            self._draft = []
+            model.cut(len(model.seen))
         tokens = [token, *self._next_draft(lookup, most, lengths, trust)]
         seen = len(model.seen)
         where = len(tokens), seen + len(tokens), model.threads

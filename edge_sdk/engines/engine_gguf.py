@@ -16,13 +16,14 @@ from functools import cache
 from pathlib import Path
 from threading import Event
 from types import TracebackType
-from typing import Self
+from typing import NamedTuple, Self
 
 from ..device import available_memory, default_threads
 from ..errors import ConfigError, EngineError
 from ..model_files.gguf_adapter import read_adapter
 from ..model_files.gguf_header import GgufHeader, read_header
 from ..records import FinishReason, GenerateOptions, GenerationResult, Message, Token
+from .ahead import Ahead
 from .decoding import Decoding, Speculation
 from .engine import Generation, TextStream, adapted_fingerprint, check_options, file_fingerprint
 from .llama import LlamaModel, library
@@ -231,6 +232,7 @@ class GgufEngine:
                 return cancel.is_set() or self._closed.is_set()
 
             with self._inside() as model:
+                model.settle()  # what a dropped generation may have left
                 cached = 0 if stopped() else self._take_up(model, prompt)
                 complete = not stopped() and model.prefill(prompt[cached:], stopped)
             self._check_open()
@@ -238,19 +240,16 @@ class GgufEngine:
             if not complete:
                 return GenerationResult("cancelled", len(prompt), cached, 0, prefilling * 1e3, 0.0)
             answer = Decoding(self._model, sampler, prompt, self._speculation if sampler.greedy else None)
-            try:
-                reason, produced, decoding = yield from self._decode(answer, options, cancel)
-            finally:
-                self._settle(answer)
+            reason, produced, last = yield from self._decode(answer, options, cancel)
             return GenerationResult(
                 reason,
                 len(prompt),
                 cached,
                 produced,
                 prefilling * 1e3,
-                decoding * 1e3,
-                drafted_tokens=answer.drafted,
-                accepted_tokens=answer.accepted,
+                last.seconds * 1e3,
+                drafted_tokens=last.drafted,
+                accepted_tokens=last.accepted,
             )
 
     def _take_up(self, model: LlamaModel, prompt: list[int]) -> int:
@@ -268,9 +267,10 @@ class GgufEngine:
         try:
             yield
         finally:
-            if self._prefixes is not None and self._native.acquire(timeout=0.1):
+            if self._prefixes is not None and self._may_wait and self._native.acquire(timeout=0.1):
                 try:
-                    if not (self._closed.is_set() or sys.is_finalizing()):
+                    if not self._closed.is_set():
+                        self._model.settle()
                         self._prefixes.end(self._state_key(), self._model)
                 finally:
                     self._native.release()
@@ -280,42 +280,82 @@ class GgufEngine:
 
     def _decode(
         self, answer: Decoding, options: GenerateOptions, cancel: Event
-    ) -> Generator[Token, None, tuple[FinishReason, int, float]]:
-        """The tokens of an answer; why it ended, how many they are, and the seconds that they took."""
-        produced, decoding = 0, 0.0
-        stream = TextStream(options.stop)
-        reason: FinishReason | None = None
-        while reason is None:
-            if cancel.is_set():
-                return "cancelled", produced, decoding
+    ) -> Generator[Token, None, tuple[FinishReason, int, _Made]]:
+        """The tokens of an answer; why it ended, how many they are, and what the last of them says."""
+        produced, last = 0, _NOTHING
+        # What cannot be forgotten is not made before it is wanted.
+        ahead = Ahead(self._submit, self._maker(answer, options), most=int(self._model.forgets))
+        try:
+            while last.reason is None:
+                if cancel.is_set():
+                    return "cancelled", produced, last
+                self._check_open()
+                last = ahead.get()
+                produced += 1
+                yield last.token
+            return last.reason, produced, last
+        finally:
+            ahead.stop()
+            self._settle(answer, produced)
+
+    def _maker(self, answer: Decoding, options: GenerateOptions) -> Callable[[], tuple[_Made, bool]]:
+        """What makes the next token, and says whether another follows."""
+        stream, model = TextStream(options.stop), self._model
+        produced, seconds = 0, 0.0
+
+        def make() -> tuple[_Made, bool]:
+            nonlocal produced, seconds
+            self._check_open()
             started = time.perf_counter()
-            with self._inside() as model:
-                figures = answer.next(options.max_tokens - produced)
-                ended = model.is_end(figures.chosen)
-                piece = b"" if ended else model.piece(figures.chosen)
+            figures = answer.next(options.max_tokens - produced)
+            ended = model.is_end(figures.chosen)
+            text = stream.push(b"" if ended else model.piece(figures.chosen))
             produced += 1
-            text = stream.push(piece)
-            if ended or stream.stopped:
-                reason = "stop"
-            elif produced == options.max_tokens:
+            reason: FinishReason | None = "stop" if ended or stream.stopped else None
+            if reason is None and produced == options.max_tokens:
                 reason = "length"
             text += stream.finish() if reason else ""
-            decoding += time.perf_counter() - started
-            yield Token(figures.chosen, text, figures.logprob, figures.entropy, figures.margin)
-        return reason, produced, decoding
+            token = Token(figures.chosen, text, figures.logprob, figures.entropy, figures.margin)
+            seconds += time.perf_counter() - started
+            return _Made(token, reason, seconds, answer.drafted, answer.accepted), reason is None
 
-    def _settle(self, answer: Decoding) -> None:
+        return make
+
+    def _submit(self, job: Callable[[], object]) -> None:
+        with self._inside() as model:  # a closed one runs nothing
+            model.submit(job)
+
+    def _settle(self, answer: Decoding, given: int) -> None:
         """Leave in the memory only what was given.
 
-        A dropped generation may end in a thread that has the lock, so it is not waited for: `keep_prefix` does the
-        same before the next prompt.
+        A dropped generation may end in a thread that has the lock, so that is not waited for: `LlamaModel.settle`
+        and `keep_prefix` do the same before the next prompt.
         """
-        if self._native.acquire(blocking=False):
+        if self._may_wait and self._native.acquire(blocking=False):
             try:
                 if not self._closed.is_set():
-                    answer.end()
+                    self._model.settle()
+                    answer.end(given)
             finally:
                 self._native.release()
+
+    @property
+    def _may_wait(self) -> bool:
+        """Whether the thread that computes goes on while this one waits: not in it, nor at the program's end."""
+        return not (self._model.computing or sys.is_finalizing())
+
+
+class _Made(NamedTuple):
+    """A token, why it is the last, and what the answer with it has taken; `drafted` and `accepted` are tokens."""
+
+    token: Token
+    reason: FinishReason | None
+    seconds: float
+    drafted: int
+    accepted: int
+
+
+_NOTHING = _Made(Token(0, "", 0.0, 0.0, 0.0), None, 0.0, 0, 0)
 
 
 def _checked_adapter(path: Path, model: GgufHeader) -> str:

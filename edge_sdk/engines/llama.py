@@ -302,6 +302,19 @@ class LlamaModel:
         self._place = 0 if draft else -1
         self.seen.append(token)  # not before: `seen` may lack what the memory holds, never the reverse
 
+    def submit(self, job: Callable[[], object]) -> None:
+        """Run `job`, which must not raise, on the thread that computes; only it uses the model until `settle`."""
+        self._thread.submit(job)
+
+    def settle(self) -> None:
+        """Wait for what still computes; not in a job itself."""
+        self._thread.run(lambda: True)
+
+    @property
+    def computing(self) -> bool:
+        """Whether the caller is a job on the thread that computes."""
+        return self._thread.current
+
     @property
     def threads(self) -> int:
         """How many have computed the last tokens."""

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from queue import Empty, SimpleQueue
-from threading import Thread
+from threading import Thread, current_thread
+from typing import Any
 
 _POLL = 0.02  # seconds between two looks at whether to stop
 
 Job = Callable[[], bool]
-_Jobs = SimpleQueue[tuple[object, Job] | None]
-_Outcomes = SimpleQueue[tuple[object, bool | BaseException]]
+_Jobs = SimpleQueue[tuple[object, Callable[[], object]] | None]
+_Outcomes = SimpleQueue[tuple[object, Any]]
 
 
 class NativeThread:
@@ -35,11 +36,13 @@ class NativeThread:
         self._thread.start()
 
     def run(self, job: Job, stop: Callable[[], None] | None = None, stopped: Callable[[], bool] = bool) -> bool:
-        """What `job` returns or raises.
+        """What `job` returns or raises. A job may run another, which is a part of it then.
 
         When `stopped` becomes true, and when an exception comes up in the waiting thread, `stop` is called, which
         should make the job end early. Such an exception is raised when the job has ended, not before.
         """
+        if self.current:
+            return job()
         ticket = object()
         outcome: bool | BaseException | None = None
         raised: BaseException | None = None
@@ -70,9 +73,18 @@ class NativeThread:
                     stop()
         return self._outcomes.get()
 
+    @property
+    def current(self) -> bool:
+        """Whether the caller is a job."""
+        return current_thread() is self._thread
+
+    def submit(self, job: Callable[[], object]) -> None:
+        """Run a job after those that are still to run, which must not raise. Does not wait."""
+        self._jobs.put((None, job))
+
     def end(self, last: Job) -> None:
         """Run `last` after the jobs that are still to run, then end. Does not wait."""
-        self._jobs.put((None, last))
+        self.submit(last)
         self._jobs.put(None)
 
     def join(self) -> None:
@@ -84,7 +96,9 @@ def _work(jobs: _Jobs, outcomes: _Outcomes) -> None:
     while entry := jobs.get():
         ticket, job = entry
         try:
-            outcomes.put((ticket, job()))
+            outcome = job()
         except BaseException as error:
-            outcomes.put((ticket, error))
-        del entry, job  # they would keep alive, until the next job, what this one has used
+            outcome = error
+        if ticket is not None:
+            outcomes.put((ticket, outcome))
+        del entry, job, outcome  # they would keep alive, until the next job, what this one has used

@@ -93,7 +93,7 @@ def _evaluate(job: Job, recipe: Recipe, settings: Settings) -> Mapping[str, Any]
             if isinstance(system, TeacherSystem):
                 job.cost += system.cost
     others = dict(other_figures(job, recipe, settings, examples))
-    document = _document(recipe, tasks, systems, given) | {"others": others}
+    document = evaluation_document(recipe, tasks, systems, given) | {"others": others}
     rows = {name: [asdict(each) for each in answers] for name, answers in given.items()}
     _write(job.folder / DOCUMENT, document)
     _write(job.folder / "answers.json", {"tasks": [asdict(task) for task in tasks], "given": rows})
@@ -162,9 +162,13 @@ def _teacher(recipe: Recipe, settings: Settings) -> Iterator[System]:
 # --- what it comes to -------------------------------------------------------------------------------
 
 
-def _document(
+def evaluation_document(
     recipe: Recipe, tasks: Sequence[Task], systems: Mapping[str, Any], given: Mapping[str, Sequence[Given]]
 ) -> dict[str, Any]:
+    """The JSON document: figures, students beside their baselines, the smallest that passes, the cascade.
+
+    `systems` has each one's role, megabytes and figures (`measure`), `given` its answers to `tasks`.
+    """
     candidates = [_candidate(name, system) for name, system in systems.items() if system["megabytes"] is not None]
     verdicts = [smallest.judge(each, recipe.evaluate.floor) for each in candidates]
     chosen = smallest.smallest(verdicts) if recipe.evaluate.floor else None
