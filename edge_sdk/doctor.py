@@ -249,6 +249,21 @@ def _models(settings: Settings, bundle: Inspection | None, problems: list[str]) 
                 problems.append(str(error))
     if "model" in wanted and settings.model is None:
         problems += _decoder_problems(rows)
+    if settings.reader not in (None, "none"):
+        yield from _reader(Path(str(settings.reader)).expanduser(), problems)
+
+
+def _reader(folder: Path, problems: list[str]) -> Iterator[tuple[str, str]]:
+    from .readers.description import Description
+
+    try:
+        description = Description.read(folder)
+    except EdgeError as error:
+        problems.append(str(error))
+        return
+    size = sum(path.stat().st_size for path in folder.iterdir())
+    sure = "" if description.answerability else "; cannot tell how likely a passage holds the answer"
+    yield "reader", f"{folder}, {size / 1e6:,.0f} MB{sure}"
 
 
 def _profile(name: str, settings: Settings, problems: list[str]) -> Iterator[tuple[str, str]]:
@@ -319,6 +334,9 @@ def _bundle(settings: Settings, bundle: Inspection) -> Iterator[tuple[str, str]]
         elif part is not None:
             own = f"{getattr(settings, name)} ({settings.sources[name]})"
             yield name, f"{own} instead of the bundle's {part.name}"
+    others = [role for role in manifest.roles() if role not in ("decoder", "encoder")]
+    if others:
+        yield "also holds", ", ".join(others)
 
 
 def _runs_on(encoder: Path) -> str:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from gguf_files import tiny_llama
+from made_readers import write_reader
 from packages import catalog_entry, content
 
 from edge_sdk import device, doctor
@@ -61,6 +62,16 @@ def test_a_healthy_set_up_has_no_problems_and_every_section(healthy: Settings) -
     assert rows(report, "settings")["offline"] == "False (default)"
     assert rows(report, "settings")["remote"] == "not set (default)"
     assert sqlite3.sqlite_version in rows(report, "versions")["sqlite"]
+
+
+def test_a_reader_is_named_and_one_that_is_none_is_a_problem(healthy: Settings, tmp_path: Path) -> None:
+    write_reader(tmp_path / "reader", {"source": (3.0, 3.0, 0.0)})
+    report = diagnose(replace(healthy, reader=str(tmp_path / "reader")))
+    assert report.problems == ()
+    assert "cannot tell how likely" in rows(report, "models")["reader"]
+    report = diagnose(replace(healthy, reader=str(tmp_path / "none")))
+    assert "there is no file" in report.problems[0]
+    assert "reader" not in rows(report, "models")
 
 
 def test_a_tuned_model_says_what_it_is_loaded_as(healthy: Settings) -> None:
