@@ -183,10 +183,20 @@ def _from_environment(environment: Mapping[str, str]) -> dict[str, object]:
 
 
 def _expand(name: str, value: object) -> Path:
+    return given_path(str(value), name)
+
+
+def given_path(text: str, what: str) -> Path:
+    """The path that somebody has written, `~` being their home; `what` names it in the error.
+
+    Raises `ConfigError` for what no system takes for a path: `~somebody` who does not exist, a null character.
+    """
     try:
-        return Path(str(value)).expanduser()
-    except RuntimeError as error:  # `~somebody` who does not exist
-        raise ConfigError(f"{name} is {str(value)!r}: {error}") from error
+        if "\0" in text:
+            raise ValueError("a path has no null character")
+        return Path(text).expanduser()
+    except (RuntimeError, ValueError) as error:
+        raise ConfigError(f"{what} is {text!r}: {error}", hint="name another file or folder") from error
 
 
 def _read_file(path: Path) -> dict[str, object]:

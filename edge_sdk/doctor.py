@@ -23,7 +23,7 @@ from pathlib import Path
 
 from . import __version__, device
 from .bundle.cache import Inspection, inspect_bundle
-from .config import Settings
+from .config import Settings, given_path
 from .errors import EdgeError
 from .hub.models import ModelRow, list_models, resolve
 
@@ -249,15 +249,15 @@ def _models(settings: Settings, bundle: Inspection | None, problems: list[str]) 
                 problems.append(str(error))
     if "model" in wanted and settings.model is None:
         problems += _decoder_problems(rows)
-    if settings.reader not in (None, "none"):
-        yield from _reader(Path(str(settings.reader)).expanduser(), problems)
+    if settings.reader is not None and settings.reader != "none":
+        yield from _reader(settings.reader, problems)
 
 
-def _reader(folder: Path, problems: list[str]) -> Iterator[tuple[str, str]]:
+def _reader(name: str, problems: list[str]) -> Iterator[tuple[str, str]]:
     from .readers.description import Description
 
     try:
-        description = Description.read(folder)
+        description = Description.read(folder := given_path(name, "the reader"))
     except EdgeError as error:
         problems.append(str(error))
         return

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .config import Settings
+from .config import Settings, given_path
 from .errors import BundleError, ModelError, ModelNotFoundError, NotEnoughMemoryError
 from .prompt import Reading
 from .records import GenerateOptions
@@ -120,7 +120,7 @@ def load_head(settings: Settings, name: str) -> IntentHead:
     from .heads.classifier import IntentHead
     from .heads.head_file import is_head
 
-    folder = Path(name).expanduser()
+    folder = given_path(name, "the head")
     if not is_head(folder):
         bundle = load_bundle(settings)
         shipped = None if bundle is None else bundle.directory(f"head:{name}")
@@ -138,9 +138,9 @@ def load_reader(settings: Settings) -> Reader | None:
     bundle = None if settings.outranks("reader", "bundle") else load_bundle(settings)
     if bundle is not None and (shipped := bundle.directory("reader")) is not None:
         return Reader.open(shipped, name=f"{bundle.manifest.name}-reader", threads=settings.threads)
-    if settings.reader in (None, "none"):
+    if settings.reader is None or settings.reader == "none":
         return None
-    return Reader.open(Path(str(settings.reader)).expanduser(), threads=settings.threads)
+    return Reader.open(given_path(settings.reader, "the reader"), threads=settings.threads)
 
 
 def load_engine(settings: Settings) -> tuple[Engine, Reading]:
@@ -298,7 +298,7 @@ def choose_adapter(settings: Settings) -> Path | None:
         return None
     if bundle is not None and name in shipped:
         return bundle.paths(shipped[name])[0]
-    path = Path(name).expanduser()
+    path = given_path(name, "the adapter")
     if not path.is_file():
         known = f"; the bundle holds {', '.join(shipped)}" if shipped else ""
         raise ModelNotFoundError(

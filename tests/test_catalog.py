@@ -118,6 +118,8 @@ def test_sources_are_understood(text: str, kind: str, location: str) -> None:
         "https:/example.org",
         "file:relative/path",
         "file:~nobody-of-this-name/a",
+        "file:~\0",
+        "file:/a\0b",
         "ftp://example.org/a",
     ],
 )

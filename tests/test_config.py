@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge_sdk.config import Settings, load_settings
+from edge_sdk.config import Settings, given_path, load_settings
 from edge_sdk.errors import ConfigError
 
 
@@ -196,3 +196,9 @@ def test_any_value_gives_settings_or_a_config_error(values: dict[str, str]) -> N
         load_settings(dict(values), {"EDGE_HOME": "/nonexistent"})
     except ConfigError as error:
         assert "\n" not in str(error)
+
+
+@pytest.mark.parametrize("text", ["~nobody-of-this-name/a", "~\0", "/a\0b"])
+def test_what_is_no_path_is_one_line_that_names_it(text: str) -> None:
+    with pytest.raises(ConfigError, match="the reader is '"):
+        given_path(text, "the reader")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ..config import Settings
+from ..config import Settings, given_path
 from ..errors import ConfigError
 from .options import console, options, print_json, progress_bar
 
@@ -38,7 +38,7 @@ def convert_command(
     from importlib import import_module
 
     convert = import_module("quantize.gguf_models.convert")  # the toolchain: loaded by name only
-    if (folder := Path(source).expanduser()).is_dir():
+    if (folder := given_path(source, "SOURCE")).is_dir():
         with progress_bar("converting", unit="bytes") as bar:
             result = asdict(convert.convert(folder, out, type=kind or "F16", pre=pre, progress=bar))
         checked = "not checked: llama-cpp-python is missing"

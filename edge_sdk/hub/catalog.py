@@ -14,6 +14,7 @@ from importlib.resources import files as package_files
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from ..config import given_path
 from ..errors import ConfigError, ModelNotFoundError
 
 ModelRole = Literal["decoder", "encoder"]
@@ -175,10 +176,7 @@ def _source(text: str, kind: SourceKind, match: re.Match[str]) -> Source:
     if kind == "https":
         return Source(text, kind, location=text)
     if kind == "file":
-        try:
-            return Source(text, kind, location=str(Path(match["path"]).expanduser()))
-        except RuntimeError as error:  # the home of nobody
-            raise ConfigError(f"source {text!r}: {error}") from error
+        return Source(text, kind, location=str(given_path(match["path"], "the source")))
     return Source(text, kind, tuple(_members(match["package"], match["version"], match["member"])))
 
 

@@ -119,7 +119,7 @@ def resolve(name_or_path: str | Path, settings: Settings) -> InstalledModel:
             path = Path(name).expanduser()
             if path.suffix == ".gguf" or path.is_dir() or any(mark in name for mark in "/~" + os.sep):
                 return _by_path(path)
-        except (OSError, RuntimeError) as error:  # too long a name, or the home of nobody
+        except (OSError, RuntimeError, ValueError) as error:  # too long a name, the home of nobody, a null
             raise ModelNotFoundError(f"{name[:80]!r} is no usable path: {error}") from error
         spec = catalog[name]  # raises, with the names that come close
     return _by_name(spec, settings)

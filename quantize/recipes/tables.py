@@ -17,6 +17,7 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
+from edge_sdk.config import given_path
 from edge_sdk.errors import ConfigError
 
 T = TypeVar("T")
@@ -100,7 +101,7 @@ def _path(value: str, where: str) -> Path:
     path = os.path.expandvars(value)
     if missing := re.search(r"\$(\w+|\{\w+\})", path):
         raise ConfigError(f"{where} names {missing[0]}, which is not set", hint="set it in the environment")
-    return Path(path).expanduser()
+    return given_path(path, where)
 
 
 def _is(kind: type, value: object) -> bool:
