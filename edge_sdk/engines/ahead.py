@@ -67,6 +67,7 @@ class Ahead(Generic[T]):
                 item, more = error, False
             with self._lock:
                 self._unread += 1
-                self._ended |= not more
+                if not more:  # never set back: `stop`, which takes no lock, may have come meanwhile
+                    self._ended = True
                 going = self._working = not self._ended and self._unread <= self._most
             self._made.put(item)

@@ -112,7 +112,7 @@ class LlamaModel:
         if observer is not None:
             settings.cb_eval = self._observer = observer  # kept alive as long as the context
         self._settings, self._handles, self._file = settings, _Handles(model), path.name
-        self._thread = NativeThread("edge-llama")
+        self._thread, self._unsettled = NativeThread("edge-llama"), False
         self._free = weakref.finalize(self, _free, lib, self._handles, self._thread)
         self._free.atexit = False  # another thread may still be at work then, and the process ends anyway
         self.seen: list[int] = []
@@ -305,10 +305,12 @@ class LlamaModel:
     def submit(self, job: Callable[[], object]) -> None:
         """Run `job`, which must not raise, on the thread that computes; only it uses the model until `settle`."""
         self._thread.submit(job)
+        self._unsettled = True
 
     def settle(self) -> None:
-        """Wait for what still computes; not in a job itself."""
-        self._thread.run(lambda: True)
+        """Wait for what still computes, if anything may; not in a job itself."""
+        if self._unsettled:
+            self._unsettled = not self._thread.run(lambda: True)
 
     @property
     def computing(self) -> bool:

@@ -1,6 +1,6 @@
 """The students of a bundle beside their untrained selves and the model they replace, and the cascade of all.
 
-    .venv/bin/python tests/bench/students.py examples/assistant.edge --data squad --questions 200 --kept answers/
+    .venv/bin/python tests/bench/students.py examples/assistant/assistant.edge --data squad --kept answers/
 
 Every question comes with its passage among distractors, and some of them again without it. The decoder is the
 adapter's base with the adapter; `--remote` answers with the same prompt and is what the cascade falls back to.
