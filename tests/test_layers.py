@@ -40,7 +40,7 @@ PARTS = {
     "fallback": "sse completions exchange endpoint remote breaker budget ledger caller outbox"
     " | english rewording agreement learned_table learned",
     "engines": "engine sampling json_schema gbnf template_sandbox chat_template native_thread ahead profile"
-    " memory threads llama_state llama llama_sampler prompt_tokens sequences cells batching prompt_lookup"
+    " repacking memory threads llama_state llama llama_sampler prompt_tokens sequences cells batching prompt_lookup"
     " draft_length decoding prefix_file prefix_folder prefix_cache engine_gguf batch_engine"
     " engine_onnx opening confinement messages worker worker_process isolated load_probe",
     "encoders": "embed bert_graph bert static_encoder encoders",

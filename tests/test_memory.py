@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import random
 from pathlib import Path
-from types import MappingProxyType, SimpleNamespace
+from types import SimpleNamespace
 
 import pytest
 from gguf_files import tiny_llama
+from gguf_headers import made_header
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -18,45 +19,9 @@ from edge_sdk.engines.engine_gguf import GgufEngine
 from edge_sdk.engines.memory import RESERVE, estimate_memory, fit_tuning, room
 from edge_sdk.engines.profile import Tuning
 from edge_sdk.errors import NotEnoughMemoryError
-from edge_sdk.model_files.gguf_header import GgufHeader, TensorInfo, read_header
+from edge_sdk.model_files.gguf_header import read_header
 
 MIB = 1 << 20
-
-
-def made_header(
-    layers: int = 12,
-    width: int = 512,
-    heads: int = 8,
-    kv_heads: int = 2,
-    vocabulary: int = 32_000,
-    kind: str = "Q4_K",
-    tied: bool = True,
-) -> GgufHeader:
-    """Of a transformer whose weights take half a byte each; it has a tensor for the vocabulary and one a layer."""
-    head = width // heads
-    tensors = [TensorInfo("token_embd.weight", (width, vocabulary), kind, 0, width * vocabulary // 2)]
-    if not tied:
-        tensors.append(TensorInfo("output.weight", (width, vocabulary), kind, 0, width * vocabulary // 2))
-    for layer in range(layers):
-        shape = (width, 12 * width)
-        tensors.append(TensorInfo(f"blk.{layer}.ffn_up.weight", shape, kind, 0, shape[0] * shape[1] // 2))
-    return GgufHeader(
-        version=3,
-        file_bytes=sum(tensor.bytes for tensor in tensors) + vocabulary * 20,
-        metadata=MappingProxyType({"llama.feed_forward_length": 4 * width}),
-        tensors=tuple(tensors),
-        architecture="llama",
-        name="made",
-        chat_template=None,
-        context_length=131_072,
-        n_layer=layers,
-        n_embd=width,
-        n_head=heads,
-        n_head_kv=(kv_heads,) * layers,
-        head_bytes=4 * head,
-        vocabulary=vocabulary,
-        longest_token=16,
-    )
 
 
 def any_header(pick: random.Random) -> GgufHeader:
@@ -153,7 +118,7 @@ def test_more_context_or_larger_batches_never_take_less(context: int, batch: int
 
 
 def test_what_the_kernels_copy_counts_once_where_it_is_needed_and_twice_at_the_peak() -> None:
-    plain, copied = made_header(kind="Q4_1"), made_header(kind="Q4_K")
+    plain, copied = made_header(kind="Q4_1"), made_header(kind="IQ4_NL")
     layers = sum(tensor.bytes for tensor in copied.tensors[1:])
     tied = copied.tensors[0].bytes
     assert estimate_memory(plain, 512, machine="x86_64").copies == 0
@@ -162,10 +127,11 @@ def test_what_the_kernels_copy_counts_once_where_it_is_needed_and_twice_at_the_p
         layers + tied,
         layers,
     )  # rows of the vocabulary are looked up as they are
-    untied = estimate_memory(made_header(kind="Q4_K", tied=False), 512, machine="x86_64")
+    untied = estimate_memory(made_header(kind="IQ4_NL", tied=False), 512, machine="x86_64")
     assert (untied.copies, untied.spare) == (layers + tied, layers + tied)
     assert estimate_memory(made_header(kind="Q8_0"), 512, machine="arm64").copies > 0
     assert estimate_memory(copied, 512, machine="riscv64").copies == 0
+    assert estimate_memory(copied, 512, Tuning(repack=False), machine="x86_64").copies == 0
 
 
 def test_the_estimate_of_a_real_file_holds_its_parts(tmp_path: Path) -> None:

@@ -152,7 +152,7 @@ class Worker:
     ) -> None:
         """With 0 threads `Llama` takes what it takes by default; the others want a number."""
         arguments = [contender, str(path), str(threads), str(context), json.dumps(dict(tuning or {}))]
-        self._apart = Apart(contender, "edge_sdk.bench.engine", arguments)  # `tuning` is only our engine's
+        self._apart = Apart(contender, "edge_sdk.bench.engine", arguments)  # `Llama` has defaults of its own
 
     def count(self, text: str) -> int:
         return int(self._apart.ask({"count": text})["count"])
@@ -184,8 +184,8 @@ class Worker:
 def _serve(contender: str, path: Path, threads: int, context: int, tuning: Mapping[str, Any]) -> None:
     """The loop of a worker's process."""
     answers = quiet()
-    make: dict[str, Callable[[Path, int, int], Turn]] = {"bare": _Bare, "llama_class": LlamaClass}
-    make["edge"] = partial(_Edge, tuning=tuning)
+    make: dict[str, Callable[[Path, int, int], Turn]] = {"llama_class": LlamaClass}
+    make |= {"edge": partial(_Edge, tuning=tuning), "bare": partial(_Bare, tuning=tuning)}
     turn = make[contender](path, threads, context)
 
     def reply(question: Mapping[str, Any]) -> dict[str, Any]:
@@ -236,12 +236,19 @@ class _Edge:
 
 
 class _Bare:
-    """The least that llama.cpp lets one do: evaluate, take the largest logit, evaluate that."""
+    """The least that llama.cpp lets one do: evaluate, take the largest logit, evaluate that.
 
-    def __init__(self, path: Path, threads: int, context: int) -> None:
+    With weights repacked where our engine does it too, so that the two differ in nothing but what we add.
+    """
+
+    def __init__(self, path: Path, threads: int, context: int, tuning: Mapping[str, Any]) -> None:
         import ctypes
 
         import llama_cpp.llama_cpp as found
+
+        from ..engines.profile import Tuning
+        from ..engines.repacking import decide_repacking
+        from ..model_files.gguf_header import read_header
 
         self._lib = lib = _untyped(found)
         self._ctypes = ctypes
@@ -250,6 +257,7 @@ class _Bare:
         lib.llama_backend_init()
         settings = lib.llama_model_default_params()
         settings.n_gpu_layers = 0
+        settings.use_extra_bufts = decide_repacking(Tuning(**tuning), read_header(path)).repack
         model = lib.llama_model_load_from_file(str(path).encode(), settings)
         settings = lib.llama_context_default_params()
         settings.n_ctx, settings.n_batch, settings.n_ubatch = context, 512, 512

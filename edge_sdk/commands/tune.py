@@ -178,6 +178,7 @@ def _show_settings(tried: Sequence[Any], chosen: Any) -> None:
         "batch",
         "flash attention",
         "KV cache",
+        "repacked",
         "prefill of default",
         "decode of default",
         "",
@@ -185,8 +186,9 @@ def _show_settings(tried: Sequence[Any], chosen: Any) -> None:
         table.add_column(column, justify="right")
     for each in tried:
         flash = {None: "auto", True: "on", False: "off"}[each.tuning.flash_attention]
+        repacked = {None: "auto", True: "yes", False: "no"}[each.tuning.repack]
         table.add_row(
-            *(str(each.threads), str(each.tuning.batch), flash, each.tuning.cache_type),
+            *(str(each.threads), str(each.tuning.batch), flash, each.tuning.cache_type, repacked),
             *(f"{each.prefill_ratio:.2f}", f"{each.decode_ratio:.2f}", "chosen" if each == chosen else ""),
         )
     console().print(table)

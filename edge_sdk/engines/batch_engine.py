@@ -114,7 +114,7 @@ class BatchEngine:
             read_adapter(adapter, header)
             adapted, size = file_fingerprint(adapter), adapter.stat().st_size
         tuning = fit_tuning(name, header, cells, tuning, available_memory(), adapter=size)
-        model = SequenceModel(path, threads=threads, gpu_layers=gpu_layers, adapter=adapter)
+        model = SequenceModel(path, threads=threads, gpu_layers=gpu_layers, tuning=tuning, adapter=adapter)
         try:
             batch = max(min(tuning.batch, cells), sequences)
             made = SequenceContext(model, cells=cells, sequences=sequences, batch=batch, tuning=tuning)

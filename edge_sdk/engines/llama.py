@@ -98,6 +98,7 @@ class LlamaModel:
         settings = lib.llama_model_default_params()
         self._gpu_layers = gpu_layers
         settings.n_gpu_layers, settings.load_mode = gpu_layers, lib.LLAMA_LOAD_MODE_MMAP
+        self._repack = settings.use_extra_bufts = tuning.repack is not False
         model = lib.llama_model_load_from_file(_native_path(path), settings)
         if not model:
             raise EngineError(f"llama.cpp cannot load {path.name}: {complaint()}")
@@ -246,7 +247,7 @@ class LlamaModel:
     @cached_property
     def setup(self) -> dict[str, object]:
         """All that `state` follows from, besides weights and tokens."""
-        return describe_setup(self._lib, self._settings, self._gpu_layers)
+        return describe_setup(self._lib, self._settings, self._gpu_layers, self._repack)
 
     def state(self, most: int) -> State | None:
         """A copy of what the context holds of all tokens seen; None where it has over `most` bytes, or in doubt."""

@@ -15,12 +15,13 @@ State = NDArray[np.uint8]
 _SETTINGS = ("n_ctx", "n_ubatch", "type_k", "type_v", "flash_attn_type", "swa_full", "kv_unified", "n_seq_max")
 
 
-def describe_setup(lib: Any, settings: Any, gpu_layers: int) -> dict[str, object]:
+def describe_setup(lib: Any, settings: Any, gpu_layers: int, repack: bool) -> dict[str, object]:
     """All that the state after given tokens follows from, besides the weights: build, processor, settings."""
     import llama_cpp
 
     build = [llama_cpp.__version__, lib.llama_version().decode(), lib.llama_print_system_info().decode()]
-    return {"build": build, "gpu_layers": gpu_layers, **{name: int(getattr(settings, name)) for name in _SETTINGS}}
+    settings_used = {name: int(getattr(settings, name)) for name in _SETTINGS}
+    return {"build": build, "gpu_layers": gpu_layers, "repack": repack, **settings_used}
 
 
 def copy_state(lib: Any, context: Any, tokens: int, most: int) -> State | None:

@@ -8,13 +8,13 @@ memory before (the store's index, an encoder, a reader) is no longer free, so it
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from ..errors import NotEnoughMemoryError
 from ..model_files.gguf_header import GgufHeader
 from .profile import DEFAULT, Tuning
+from .repacking import copied_tensors, decide_repacking
 
 RESERVE = 1 << 30
 """Of the free memory a fifth stays free, but not more than this: for the app, and for what nobody foresees."""
@@ -24,11 +24,6 @@ _Q8_0 = 34 / 64  # beside half precision
 _BLOCK = 32  # of Q8_0: the width of a head has to be a multiple
 _LIBRARY = 20 << 20
 _TOKEN = 360  # bytes of the vocabulary's tables for each token, with its share of the merges
-# The types of tensors that the kernels copy, with the divisor that the number of rows has to have.
-_COPIED = {
-    "x86": (frozenset({"Q4_0", "Q4_K", "IQ4_NL", "MXFP4"}), 8),
-    "arm": (frozenset({"Q4_0", "Q4_K", "Q5_K", "Q6_K", "Q8_0", "IQ4_NL", "MXFP4"}), 4),
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +71,7 @@ def estimate_memory(
     `machine` is the processor's family as `platform.machine` says it. A figure that the header does not state
     counts as nothing.
     """
-    copied, spare = _copies(header, platform.machine() if machine is None else machine)
+    copied, spare = _copies(header, tuning, machine)
     return MemoryEstimate(
         weights=header.file_bytes,
         copies=copied,
@@ -100,11 +95,12 @@ def room(free: int) -> int:
 def fit_tuning(
     name: str, header: GgufHeader, context: int, tuning: Tuning, free: int | None, *, adapter: int = 0
 ) -> Tuning:
-    """The tuning with which a model fits: as it is, or with smaller batches, which cost only time.
+    """The tuning with which a model fits: as it is, or with smaller batches, which cost only time; all decided.
 
     Raises `NotEnoughMemoryError`, with what would fit, where more is wanted than `room` gives; never where nobody
     knows what is free.
     """
+    tuning = decide_repacking(tuning, header)
     if free is None:
         return tuning
 
@@ -172,18 +168,16 @@ def _cache(header: GgufHeader, context: int, tuning: Tuning) -> int:
     return int(header.kv_bytes(cells) * (_Q8_0 if tuning.cache_type == "Q8_0" else 1.0))
 
 
-def _copies(header: GgufHeader, machine: str) -> tuple[int, int]:
+def _copies(header: GgufHeader, tuning: Tuning, machine: str | None) -> tuple[int, int]:
     """Bytes of the tensors that are copied, and of those whose place in the file is not read any more."""
-    machine = machine.lower()
-    family = "x86" if machine in ("x86_64", "amd64") else "arm" if machine in ("aarch64", "arm64") else ""
-    kinds, divisor = _COPIED.get(family, (frozenset(), 1))
+    if not decide_repacking(tuning, header, machine).repack:
+        return 0, 0
     tied = not any(tensor.name == "output.weight" for tensor in header.tensors)
     copied = spare = 0
-    for tensor in header.tensors:
+    for tensor in copied_tensors(header, machine):
         looked_up = tensor.name == "token_embd.weight"  # read row by row, so as it is; multiplied where it is tied
-        if tensor.type in kinds and len(tensor.shape) > 1 and tensor.shape[1] % divisor == 0:
-            copied += tensor.bytes * (tied or not looked_up)
-            spare += tensor.bytes * (not looked_up)
+        copied += tensor.bytes * (tied or not looked_up)
+        spare += tensor.bytes * (not looked_up)
     return copied, spare
 
 

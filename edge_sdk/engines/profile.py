@@ -27,6 +27,8 @@ class Tuning:
     flash_attention: bool | None = None
     cache_type: str = "F16"
     """Of keys and values: F16 or Q8_0."""
+    repack: bool | None = None
+    """Whether weights are copied for the kernels of single tokens; None decides by the file, see `repacking`."""
 
 
 DEFAULT = Tuning()

@@ -30,7 +30,9 @@ MOST_SEQUENCES = 256  # of one context, in llama.cpp
 class SequenceModel(LlamaModel):
     """A loaded model of which contexts for many sequences can be made."""
 
-    def __init__(self, path: Path, *, threads: int, gpu_layers: int, adapter: Path | None = None) -> None:
+    def __init__(
+        self, path: Path, *, threads: int, gpu_layers: int, tuning: Tuning, adapter: Path | None = None
+    ) -> None:
         """Load `path`, and an adapter; the headers of both have been checked.
 
         Raises `EngineError`, also for what cannot be batched.
@@ -40,7 +42,7 @@ class SequenceModel(LlamaModel):
             context=_SMALLEST,
             threads=threads,
             gpu_layers=gpu_layers,
-            tuning=Tuning(batch=_SMALLEST),
+            tuning=replace(tuning, batch=_SMALLEST),
             adapter=adapter,
         )
         lib, self.most_threads = self._lib, threads

@@ -20,8 +20,10 @@ from typing import Any
 from edge_sdk.bench.engine import Worker, made_prompt
 from edge_sdk.device import cpu_name, default_threads
 from edge_sdk.engines.profile import Profile, Tuning
+from edge_sdk.engines.repacking import copied_tensors, decide_repacking
 from edge_sdk.errors import ConfigError
 from edge_sdk.hub.partial import hash_file
+from edge_sdk.model_files.gguf_header import read_header
 
 from .allocation import Choice, Plan, allocate, smallest
 from .gguf_format import Update
@@ -244,6 +246,9 @@ class Tuner:
             *((self.threads, Tuning(flash_attention=on)) for on in (True, False)),
         ]
         header = self.source.model.header
+        made = read_header(path)
+        if copied_tensors(made):
+            tried.append((self.threads, Tuning(repack=not decide_repacking(Tuning(), made).repack)))
         if header.n_embd and header.n_head and header.n_embd // header.n_head % 32 == 0:
             tried.append((self.threads, Tuning(flash_attention=True, cache_type="Q8_0")))
         names = {f"{threads} {json.dumps(asdict(tuning))}": (threads, tuning) for threads, tuning in tried}

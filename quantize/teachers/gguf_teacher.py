@@ -26,6 +26,7 @@ from edge_sdk.engines.engine import check_options, file_fingerprint
 from edge_sdk.engines.llama import library
 from edge_sdk.engines.profile import DEFAULT, Tuning
 from edge_sdk.engines.prompt_tokens import PromptTokens
+from edge_sdk.engines.repacking import decide_repacking
 from edge_sdk.engines.sequences import MOST_SEQUENCES, SequenceContext, SequenceModel
 from edge_sdk.errors import ConfigError, EngineError
 from edge_sdk.model_files.gguf_header import GgufHeader, read_header
@@ -113,7 +114,8 @@ class GgufTeacher:
                 f"{path.name} needs {header.file_bytes >> 20} MiB, but {free >> 20} MiB are free",
                 hint="use a smaller teacher",
             )
-        model = SequenceModel(path, threads=threads, gpu_layers=gpu_layers)
+        tuning = decide_repacking(tuning, header)
+        model = SequenceModel(path, threads=threads, gpu_layers=gpu_layers, tuning=tuning)
         return cls(
             model,
             header,
