@@ -26,7 +26,7 @@ from edge_sdk.edge import Edge
 from edge_sdk.errors import CalibrationError, ConfigError
 from edge_sdk.route import Policy
 
-from .asking import Asked, ask_all
+from .asking import Asked, ask_all, read_all
 from .calibrate import (
     LABELLERS,
     LEAST,
@@ -57,6 +57,15 @@ _LEAST_OF_EACH = 20  # with fewer, such a part would often lack one kind
 _SETUP = Setup({})  # nothing here is kept
 
 
+@dataclass(frozen=True, slots=True)
+class Collected:
+    """The local model's name and its answers, and those of a reader, where there is one, to the same questions."""
+
+    model: str
+    asked: list[Asked]
+    read: list[Asked]
+
+
 def collect(
     data: Path,
     settings: Settings,
@@ -65,8 +74,8 @@ def collect(
     limit: int | None = None,
     progress: Update = lambda done, total, detail: None,
     cancel: Flag | None = None,
-) -> tuple[str, list[Asked]]:
-    """The local model's name and its answers to the questions of a folder, from a store of its passages alone.
+) -> Collected:
+    """The local answers to the questions of a folder, from a store of its passages alone.
 
     Where the settings name a remote and a privacy mode that allows it, the remote's answers too.
     """
@@ -80,12 +89,14 @@ def collect(
         asked = ask_all(
             edge, questions[:limit], out=out, style="brief", max_tokens=48, progress=progress, cancel=cancel
         )
-        return edge.engine.name, asked
+        read = read_all(edge, questions[:limit], progress=progress, cancel=cancel) if edge.extractor else []
+        return Collected(edge.engine.name, asked, read)
 
 
 def evaluate_route(
     asked: Sequence[Asked],
     *,
+    read: Sequence[Asked] = (),
     labeller: Labeller = "contains",
     fit_on: Sequence[Asked] = (),
     perfect_remote: bool = False,
@@ -95,8 +106,9 @@ def evaluate_route(
 ) -> dict[str, Any]:
     """Every figure of the report, for one kind of label.
 
-    `fit_on` are answers to another set of questions, for a calibration that is judged on all of `asked`. Without
-    remote answers there is no curve, unless `perfect_remote` takes the accepted answers in their place.
+    `read` are a reader's answers to the same questions. `fit_on` are answers to another set of questions, for a
+    calibration that is judged on all of `asked`. Without remote answers there is no curve, unless `perfect_remote`
+    takes the accepted answers in their place.
     """
     judge, labels = LABELLERS[labeller]
     right = [judge(each.text, each.answers) for each in asked]
@@ -135,6 +147,8 @@ def evaluate_route(
         report |= _routing(_cross_fitted(asked, labeller, seed, "regret"), right, known)
         by_probability = _cross_fitted(asked, labeller, seed, "marginal")
         report["gain_by_probability"] = _gain(by_probability, right, known)
+        if read:
+            report["with_reader"] = _with_reader(asked, read, known, labeller, seed)
     return report
 
 
@@ -181,6 +195,28 @@ def _cross_fitted(asked: Sequence[Asked], labeller: Labeller, seed: int, kind: K
             counts[tested] += 1
     means: list[float] = (sums / np.maximum(counts, 1)).tolist()
     return means
+
+
+def _with_reader(
+    asked: Sequence[Asked], read: Sequence[Asked], remote: Sequence[bool], labeller: Labeller, seed: int
+) -> dict[str, Any]:
+    """What routing gains where the local answer is the reader's or the model's, whichever is likelier right."""
+    judge, _ = LABELLERS[labeller]
+    tiers = [list(asked), [replace(each, remote=other.remote) for each, other in zip(read, asked, strict=True)]]
+    chances, scores = (
+        np.array([_cross_fitted(tier, labeller, seed, kind) for tier in tiers]) for kind in ("marginal", "regret")
+    )
+    chosen, each = chances.argmax(axis=0), np.arange(len(asked))
+    right = [judge(tiers[tier][at].text, tiers[tier][at].answers) for at, tier in enumerate(chosen.tolist())]
+    likely: list[float] = chances[chosen, each].tolist()
+    by_regret: list[float] = scores[chosen, each].tolist()
+    return {
+        "share_of_reader": float(chosen.mean()),
+        "always_local": fmean(right),
+        **_interval_report(likely, right),
+        **_routing(by_regret, right, remote),
+        "gain_by_probability": _gain(likely, right, remote),
+    }
 
 
 def _single_signals(asked: Sequence[Asked], right: Sequence[bool]) -> dict[str, float]:

@@ -93,6 +93,19 @@ def test_a_remote_whose_failures_can_be_told_is_asked_where_it_helps(monkeypatch
     assert regret[1]["mean_risk"] < 0.13
 
 
+def test_with_a_reader_the_likelier_answer_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_HALVES", 4)
+    read = asked(150, seed=5, share=0.5)
+    with_both = evaluate_route(ROWS, read=read, perfect_remote=True, resplits=1)["with_reader"]
+    alone = [fmean(each.text == "yes" for each in rows) for rows in (ROWS, read)]
+    assert max(alone) + 0.1 < with_both["always_local"] <= 1
+    assert 0.2 < with_both["share_of_reader"] < 0.8
+    assert with_both["curve"][0]["quality"] == pytest.approx(with_both["always_local"])
+    never = [replace(each, text="no") if at % 5 else each for at, each in enumerate(read)]
+    found = evaluate_route(ROWS, read=never, perfect_remote=True, resplits=1)["with_reader"]
+    assert found["share_of_reader"] < with_both["share_of_reader"]
+
+
 def test_equal_seeds_give_equal_reports(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_HALVES", 2)
     assert evaluate_route(ROWS, resplits=2) == evaluate_route(ROWS, resplits=2)

@@ -19,7 +19,7 @@ from edge_sdk.engines.engine_gguf import GgufEngine
 from edge_sdk.engines.memory import RESERVE, estimate_memory, fit_tuning, room
 from edge_sdk.engines.profile import Tuning
 from edge_sdk.errors import NotEnoughMemoryError
-from edge_sdk.model_files.gguf_header import read_header
+from edge_sdk.model_files.gguf_header import GgufHeader, read_header
 
 MIB = 1 << 20
 

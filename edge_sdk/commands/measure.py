@@ -78,7 +78,7 @@ def eval_retrieval_command(settings: Settings, data: Path, as_json: bool) -> int
     "--resplits", default=200, show_default=True, type=click.IntRange(1), help="Halves to test promises on."
 )
 @options(
-    *("model", "adapter", "encoder", "reader", "context", "threads", "evidence_tokens"),
+    *("model", "adapter", "encoder", "reader", "bundle", "context", "threads", "evidence_tokens"),
     *("remote", "remote_model", "remote_key_file", "remote_prices", "budget", "privacy", "privacy_send"),
 )
 def eval_route_command(
@@ -99,23 +99,24 @@ def eval_route_command(
 
     evaluate, asking = import_module("quantize.evaluate_route"), import_module("quantize.asking")
     with cancel_on_interrupt() as cancel, progress_bar("answering") as bar:
-        model, asked = evaluate.collect(data, settings, out=out, limit=limit, progress=bar, cancel=cancel)
+        found = evaluate.collect(data, settings, out=out, limit=limit, progress=bar, cancel=cancel)
         if cancel.is_set():
             return 130
         others = asking.read_asked(fit_on)
 
         def report(labeller: str) -> dict[str, Any]:
-            found: dict[str, Any] = evaluate.evaluate_route(
-                asked,
+            figures: dict[str, Any] = evaluate.evaluate_route(
+                found.asked,
+                read=found.read,
                 labeller=labeller,
                 fit_on=others,
                 perfect_remote=perfect_remote,
                 resplits=resplits,
                 progress=bar,
             )
-            return found
+            return figures
 
-        result = {"model": model, "data": data.name, **report("contains")}
+        result = {"model": found.model, "data": data.name, **report("contains")}
         try:
             result["by_f1"] = report("f1")
         except (CalibrationError, ConfigError) as error:  # few answers of a talkative model are right by this label
@@ -130,6 +131,9 @@ def _show_route(result: Mapping[str, Any]) -> None:
     for name in ("auroc_gain", "ece", "ece_if_exact", "brier", "always_local", "always_remote", "gain_captured"):
         if name in result:
             console().print(f"  {name:<20} {result[name]:.3f}")
+    if "with_reader" in result:
+        for name in ("always_local", "gain_captured"):
+            console().print(f"  {name + ', with reader':<20} {result['with_reader'][name]:.3f}")
     table("signal", ("AUROC",), {name: [value] for name, value in list(result["auroc"].items())[:12]}, "{:.3f}")
     columns = ("alpha", "mean_risk", "naive_mean_risk", "clear_violations", "naive_clear_violations", "local_share")
     rows = {f"{row['kind']} {row['alpha']:g}": [row[c] for c in columns] for row in result["guarantee"]}

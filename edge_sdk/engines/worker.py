@@ -6,6 +6,7 @@ model, and ends when its input does. Knows nothing of keys, documents and settin
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 import threading
@@ -169,7 +170,7 @@ class _Served:
 
     def _stream(self, number: int, run: _Run) -> None:
         held: list[Token] = []
-        sent = 0.0
+        sent = -math.inf  # the first goes out at once, also where the machine's clock has only begun
         try:
             while True:
                 if not run.cancel.is_set() and not run.wanted.acquire(blocking=False):
