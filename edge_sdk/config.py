@@ -38,6 +38,7 @@ class Settings:
     threads: int | None
     evidence_tokens: int | None  # of the passages in a prompt: chosen sentences up to so many; 0: whole passages
     cache_type: str | None  # of the KV cache: f16 or q8_0
+    repack: bool | None  # weights are copied for the kernels of single tokens
     unload_after: int | None  # seconds without a question, after which the language model is freed
     background: bool  # adding documents gives way to whatever else needs the cores
     prefix_cache: int  # MB of evaluated prompts kept under HOME/prefixes; 0: none
@@ -74,6 +75,7 @@ _DEFAULTS: dict[str, str | None] = {
     "threads": None,  # physical cores that this process may use
     "evidence_tokens": None,  # as the model reads best
     "cache_type": None,  # what `edge tune` has found, else f16
+    "repack": None,  # likewise, else by the file
     "unload_after": None,  # never
     "background": "1",
     "prefix_cache": "256",
@@ -160,6 +162,7 @@ def load_settings(
         threads=None if values["threads"] in (None, "") else number("threads", 1),
         evidence_tokens=None if values["evidence_tokens"] in (None, "") else number("evidence_tokens", 0),
         cache_type=None if not values["cache_type"] else one_of("cache_type", "f16", "q8_0"),
+        repack=None if values["repack"] in (None, "") else switch("repack"),
         unload_after=None if values["unload_after"] in (None, "") else number("unload_after", 1),
         background=switch("background"),
         prefix_cache=number("prefix_cache", 0),

@@ -17,7 +17,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -295,8 +295,7 @@ def _memory(name: str, settings: Settings) -> Iterator[tuple[str, str]]:
     except EdgeError:  # said above, or when it is loaded
         return
     tuning = DEFAULT if profile is None else profile.tuning
-    if settings.cache_type is not None:
-        tuning = replace(tuning, cache_type=settings.cache_type.upper())
+    tuning = tuning.as_wished(cache_type=settings.cache_type, repack=settings.repack)
     context = min(settings.context, header.context_length or settings.context)
     estimate, free = estimate_memory(header, context, tuning), device.available_memory()
     parts = ", ".join(f"{what} {size / 1e6:,.0f}" for what, size in estimate.parts().items())

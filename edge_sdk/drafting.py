@@ -18,6 +18,7 @@ from .evidence import RULE, choose
 from .judge import Judge
 from .prompt import NOT_FOUND, NOT_SURE, Prompt, Reading, Style, build_prompt, whole
 from .records import Answer, Event, GenerateOptions, Hit, Message, Passage, Timings, TokenCounts
+from .repetition import Repetition
 
 if TYPE_CHECKING:
     from .evidence import Encode
@@ -48,6 +49,22 @@ class Manner:
     hold: int | None = 0
 
 
+class _Stop(Flag):
+    """Ends a generation where the user cancels it, and where it is set."""
+
+    def __init__(self, user: Flag | None) -> None:
+        super().__init__()
+        self._user = user
+
+    @property
+    def by_user(self) -> bool:
+        """Whether the user did."""
+        return self._user is not None and self._user.is_set()
+
+    def is_set(self) -> bool:
+        return self.by_user or super().is_set()
+
+
 @dataclass(frozen=True, slots=True)
 class Drafter:
     """A language model that answers from passages; `reading` and `sampling` are how it does that best.
@@ -70,22 +87,28 @@ class Drafter:
         prompt, notices = self._prompt(question, hits, manner)
         yield from (Event("notice", text) for text in notices)
         options = replace(self.sampling, max_tokens=manner.max_tokens)
-        generation = self.engine.generate(prompt.text, options, manner.cancel)
+        stop = _Stop(manner.cancel)
+        generation = self.engine.generate(prompt.text, options, stop)
         read = tuple(hit.passage for hit in prompt.passages)
         pieces: list[str] = []
         shown = 0
+        repetition, fresh = Repetition(), None
         try:
             for token in generation:
                 pieces.append(token.text)
                 if judge.sees(token):
                     return Draft(tokens=TokenCounts(prompt.tokens, 0, len(pieces)), passages=read)
+                if fresh is None and (fresh := repetition.grow(token.text)) is not None:
+                    stop.set()
                 if manner.hold is not None and len(pieces) > manner.hold and (text := "".join(pieces[shown:])):
                     shown = len(pieces)
                     yield Event("provisional", text)
         finally:
             generation.close()
         end = generation.result
-        raw = "".join(pieces).strip()
+        if fresh is not None and end.finish_reason == "cancelled" and not stop.by_user:
+            end = replace(end, finish_reason="length")  # as if the limit had come there
+        raw = "".join(pieces)[:fresh].strip()
         cited = resolve_citations(raw, prompt.passages)
         refusal = is_refusal(cited.text)
         judge.ends(cited.text, prompt.passages, finish_reason=end.finish_reason, refusal=refusal)
@@ -95,7 +118,7 @@ class Drafter:
             manner.conversation.append(question, prompt.messages[-1], raw, labels)
         return Draft(
             cited,
-            _reasons(prompt, cited, end.finish_reason, chosen=self.reading.evidence_tokens > 0),
+            _reasons(prompt, cited, end.finish_reason, fresh is not None, chosen=self.reading.evidence_tokens > 0),
             end.prefill_ms,
             end.decode_ms,
             TokenCounts(end.prompt_tokens, end.cached_tokens, end.completion_tokens),
@@ -204,11 +227,13 @@ def abstention(reasons: tuple[str, ...], draft: Draft) -> Answer:
     )
 
 
-def _reasons(prompt: Prompt, cited: CitedText, finish_reason: str, *, chosen: bool) -> tuple[str, ...]:
+def _reasons(
+    prompt: Prompt, cited: CitedText, finish_reason: str, repeats: bool, *, chosen: bool
+) -> tuple[str, ...]:
     read = "sentences of " if chosen else ""
     reasons = [f"read {read}{len(prompt.passages)} passages in {prompt.tokens} prompt tokens"]
     if finish_reason == "length":
-        reasons.append("cut at the token limit")
+        reasons.append("cut where it began to repeat itself" if repeats else "cut at the token limit")
     if finish_reason == "cancelled":
         reasons.append("cancelled")
     if cited.dropped:

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from .engines.engine import Engine
     from .engines.opening import Opening
     from .engines.prefix_cache import PrefixCache
-    from .engines.profile import Tuning
     from .fallback.caller import Caller
     from .heads.classifier import IntentHead
     from .hub.models import InstalledModel
@@ -204,7 +203,7 @@ def _open_engine(settings: Settings) -> tuple[Engine, Reading]:
             threads=settings.threads or profile.threads,
             sha256=profile.sha256 or model.sha256,
             template=template,
-            tuning=_cached_as_wished(profile.tuning, settings),
+            tuning=profile.tuning.as_wished(cache_type=settings.cache_type, repack=settings.repack),
             adapter=adapter,
             speculation=settings.speculation,
         )
@@ -233,13 +232,6 @@ def _opened(opening: Opening, settings: Settings, *, known: bool) -> Engine:
 
         probe(opening, settings.home)
     return opening.open(_prefix_cache(settings) if opening.form == "gguf" else None)
-
-
-def _cached_as_wished(tuning: Tuning, settings: Settings) -> Tuning:
-    if settings.cache_type is None:
-        return tuning
-    flash = None if settings.cache_type == "q8_0" else tuning.flash_attention  # without it values stay as they are
-    return replace(tuning, cache_type=settings.cache_type.upper(), flash_attention=flash)
 
 
 def _prefix_cache(settings: Settings) -> PrefixCache | None:

@@ -58,6 +58,7 @@ def test_every_setting_can_come_from_the_environment(home: Path, tmp_path: Path)
         "context": "128",
         "threads": "2",
         "cache_type": "q8_0",
+        "repack": "1",
         "unload_after": "300",
         "background": "0",
         "evidence_tokens": "200",
@@ -76,10 +77,11 @@ def test_every_setting_can_come_from_the_environment(home: Path, tmp_path: Path)
     found = load(home, **{f"EDGE_{name.upper()}": value for name, value in values.items()})
     assert set(found.sources) == {*values, "home"}
     assert set(found.sources.values()) == {"environment"}
-    assert (found.offline, found.require_signature, found.speculation) == (True, True, True)
+    assert (found.offline, found.require_signature, found.speculation, found.repack) == (True, True, True, True)
     assert not found.background
     assert found.isolated
-    for name in values.keys() - {"offline", "background", "require_signature", "speculation", "isolated"}:
+    switches = {"offline", "background", "require_signature", "speculation", "isolated", "repack"}
+    for name in values.keys() - switches:
         assert str(getattr(found, name)) == values[name]
 
 
@@ -91,6 +93,7 @@ def test_an_empty_variable_switches_off_what_can_be_off_and_is_not_given_elsewhe
     assert (found.remote, found.threads) == (None, None)
     assert (found.offline, found.encoder, found.context) == (True, "e", 100)
     assert load_settings({}, {"EDGE_HOME": ""}).sources["home"] == "default"
+    assert [load(home, EDGE_REPACK=word).repack for word in ("", "0", "1")] == [None, False, True]
 
 
 def test_the_key_is_no_setting(home: Path) -> None:

@@ -125,6 +125,18 @@ def test_an_answer_at_the_token_limit_is_signalled() -> None:
     assert "cut at the token limit" in found.reasons
 
 
+def test_an_answer_that_says_the_same_again_ends_there_and_is_signalled_as_cut() -> None:
+    said = "The tower was built by Gustave Eiffel in 1889."
+    it = judge(calibration())
+    engine = FakeEngine(" ".join([said] * 20))
+    _, found = drafted(Drafter(engine, Reading(600, False)).draft(QUESTION, HITS, it, Manner()))
+    assert found.cited.text == said
+    assert found.tokens.completion < 3 * len(said.split())
+    assert it.signals["cut"] == 1.0
+    assert "cut where it began to repeat itself" in found.reasons
+    assert found.usable
+
+
 # --- evidence -----------------------------------------------------------------------------------------
 
 RAIN = "It rained all day. Gustave Eiffel built the tower in 1889. The streets were wet and nobody went out."

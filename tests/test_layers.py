@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1]
 # A package or module of the runtime imports only from rows above its own.
 ROWS = (
     "errors records",
-    "config device conversation idle kernel_faces",
+    "config device conversation idle repetition kernel_faces",
     "documents model_files prompt privacy",
     "citations engines encoders hub",
     "storage readers",

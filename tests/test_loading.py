@@ -164,14 +164,14 @@ def test_an_onnx_decoder_can_be_isolated_too(tmp_path: Path) -> None:
         assert len(list(engine.generate("hello", GenerateOptions(max_tokens=3)))) > 0
 
 
-def test_the_type_of_the_cache_is_as_the_settings_say(tmp_path: Path, model: Path) -> None:
-    profile = Profile(model.stem, model.stat().st_size, tuning=Tuning(64, False), device=cpu_name())
-    profile.save(tmp_path)
-    tunings = []
-    for flags in ({}, {"cache_type": "q8_0"}, {"cache_type": "f16"}):
-        found = settings(tmp_path, model=str(model), **flags)
-        tunings.append(loading._cached_as_wished(profile.tuning, found))
-    assert tunings == [Tuning(64, False), Tuning(64, None, "Q8_0"), Tuning(64, False, "F16")]
+def test_the_tuning_is_as_the_settings_say(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Profile(model.stem, model.stat().st_size, tuning=Tuning(64, False), device=cpu_name()).save(tmp_path)
+    tunings: list[Tuning] = []
+    monkeypatch.setattr(loading, "_opened", lambda opening, *_, **__: tunings.append(opening.tuning))
+    for flags in ({}, {"cache_type": "q8_0"}, {"cache_type": "f16"}, {"repack": "0"}):
+        loading.load_engine(settings(tmp_path, model=str(model), **flags))
+    kept = Tuning(64, False, "F16")
+    assert tunings == [kept, Tuning(64, None, "Q8_0"), kept, Tuning(64, False, repack=False)]
 
 
 def test_a_refusal_for_want_of_memory_names_a_model_that_fits(

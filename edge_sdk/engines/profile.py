@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from ..device import cpu_name
@@ -29,6 +29,18 @@ class Tuning:
     """Of keys and values: F16 or Q8_0."""
     repack: bool | None = None
     """Whether weights are copied for the kernels of single tokens; None decides by the file, see `repacking`."""
+
+    def as_wished(self, *, cache_type: str | None, repack: bool | None) -> Tuning:
+        """The same with what a user has chosen, which is not None.
+
+        >>> Tuning(flash_attention=False).as_wished(cache_type="q8_0", repack=None)
+        Tuning(batch=512, flash_attention=None, cache_type='Q8_0', repack=None)
+        """
+        found = self if repack is None else replace(self, repack=repack)
+        if cache_type is None:
+            return found
+        flash = None if cache_type == "q8_0" else self.flash_attention  # without it values stay as they are
+        return replace(found, cache_type=cache_type.upper(), flash_attention=flash)
 
 
 DEFAULT = Tuning()
