@@ -106,7 +106,7 @@ class Drafter:
         finally:
             generation.close()
         end = generation.result
-        if fresh is not None and end.finish_reason == "cancelled" and not stop.by_user:
+        if fresh is not None and not stop.by_user:
             end = replace(end, finish_reason="length")  # as if the limit had come there
         raw = "".join(pieces)[:fresh].strip()
         cited = resolve_citations(raw, prompt.passages)
@@ -130,7 +130,7 @@ class Drafter:
     def setup(self, retrieval: str, encoder: str, style: Style = "full", *, reader: str = "none") -> Setup:
         """What a calibration of these answers is filed under; the names say what finds the passages and reads them.
 
-        How many tokens an answer may take is no part of it: that one was cut is a signal.
+        How many tokens an answer may take is no part of it, nor that a loop ends early: to be cut is a signal.
         """
         passage = Passage(1, "d", "Title", "Heading", "The text of a passage.", 0, 22)
         chosen = self.reading.evidence_tokens

@@ -200,7 +200,10 @@ def _cross_fitted(asked: Sequence[Asked], labeller: Labeller, seed: int, kind: K
 def _with_reader(
     asked: Sequence[Asked], read: Sequence[Asked], remote: Sequence[bool], labeller: Labeller, seed: int
 ) -> dict[str, Any]:
-    """What routing gains where the local answer is the reader's or the model's, whichever is likelier right."""
+    """What routing gains where the local answer is the reader's or the model's, whichever is likelier right.
+
+    `Edge` looks at the reader's first and takes it where it is sure enough, which saves asking the model.
+    """
     judge, _ = LABELLERS[labeller]
     tiers = [list(asked), [replace(each, remote=other.remote) for each, other in zip(read, asked, strict=True)]]
     chances, scores = (

@@ -131,10 +131,14 @@ def test_an_answer_that_says_the_same_again_ends_there_and_is_signalled_as_cut()
     engine = FakeEngine(" ".join([said] * 20))
     _, found = drafted(Drafter(engine, Reading(600, False)).draft(QUESTION, HITS, it, Manner()))
     assert found.cited.text == said
-    assert found.tokens.completion < 3 * len(said.split())
+    assert found.tokens.completion < 4 * len(said.split())
     assert it.signals["cut"] == 1.0
     assert "cut where it began to repeat itself" in found.reasons
     assert found.usable
+    engine = FakeEngine(" ".join([said] * 3) + " ")  # it ends by itself just then
+    _, found = drafted(Drafter(engine, Reading(600, False)).draft(QUESTION, HITS, judge(), Manner()))
+    assert found.cited.text == said
+    assert "cut where it began to repeat itself" in found.reasons
 
 
 # --- evidence -----------------------------------------------------------------------------------------

@@ -40,7 +40,7 @@ def probe(opening: Opening, home: Path) -> bool:
     if not can_start():
         return False
     record = _Record(home / "probes.json")
-    key = " ".join((record.fingerprint(opening), _version(), cpu_name()))
+    key = " ".join((record.fingerprint(opening), _version(), cpu_name(), f"repack {opening.tuning.repack}"))
     verdict = record.verdicts.get(key)
     if verdict == _FINE:
         return True

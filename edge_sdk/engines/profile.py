@@ -20,7 +20,7 @@ FORMAT = "edge-profile-1"
 
 @dataclass(frozen=True, slots=True)
 class Tuning:
-    """How a context of llama.cpp is set up. None leaves the choice to llama.cpp."""
+    """How a model is loaded and its context set up. None leaves the choice to llama.cpp, but for `repack`."""
 
     batch: int = 512
     """Tokens of a prompt that are evaluated together."""
@@ -92,6 +92,8 @@ def find_profile(home: Path, path: Path) -> Profile | None:
         tuning = Tuning(**found.pop("tuning"))
         profile = Profile(**found, tuning=tuning)
         if not isinstance(tuning.batch, int) or tuning.batch < 1 or tuning.cache_type not in ("F16", "Q8_0"):
+            raise ValueError("its settings cannot be used")
+        if tuning.repack not in (None, True, False):
             raise ValueError("its settings cannot be used")
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise ConfigError(f"{where} is no profile: {error}", hint="delete it and run `edge tune` again") from error

@@ -8,8 +8,10 @@ mapped, not copied, so that a model opens at once and takes less memory too. Kno
 from __future__ import annotations
 
 import platform
+from collections.abc import Collection
 from dataclasses import replace
 
+from ..device import cpu_features
 from ..model_files.gguf_header import GgufHeader, TensorInfo
 from .profile import Tuning
 
@@ -31,14 +33,19 @@ def copied_tensors(header: GgufHeader, machine: str | None = None) -> list[Tenso
     ]
 
 
-def decide_repacking(tuning: Tuning, header: GgufHeader, machine: str | None = None) -> Tuning:
+def decide_repacking(
+    tuning: Tuning, header: GgufHeader, machine: str | None = None, features: Collection[str] | None = None
+) -> Tuning:
     """The same tuning with `repack` decided: not where most of what would be copied has tiled kernels.
 
-    On two cores Qwen2.5-1.5B in Q4_K_M then reads prompts at 1.6 times the speed or more with AVX-512, at 1.3 times
-    with AVX2 alone, and decodes at 0.8 and 0.9. That is better unless an answer is longer than its prompt.
+    On two cores with AVX-512 Qwen2.5-1.5B in Q4_K_M then reads prompts at 1.6 times the speed and decodes at 0.8 of
+    it: better unless an answer is longer than its prompt. With AVX2 alone both differences are smaller. Processors
+    with matrix units (AMX) have copies for these, so there llama.cpp decides. `features`: see `cpu_features`.
     """
     if tuning.repack is not None:
         return tuning
+    if "amx_int8" in (cpu_features() if features is None else features):
+        return replace(tuning, repack=True)
     copied, tiled = copied_tensors(header, machine), _TILED.get(_family(machine), frozenset())
     gain = sum(tensor.bytes if tensor.type in tiled else -tensor.bytes for tensor in copied)
     return replace(tuning, repack=gain <= 0)
