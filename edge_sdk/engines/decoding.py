@@ -32,7 +32,7 @@ class Trust:
     """Which batches may be believed, by their size, the cells of the memory that they look at, and the threads.
 
     One that may not rules out larger ones and those that look at more: Q4_K has other kernels for four or for eight
-    tokens and more, and several threads share out the attention of a single token over 512 cells and more of 16 bits.
+    tokens and more, and several threads share out a single token's attention over 512 cells and more of 16 bits.
 
     >>> trust = Trust()
     >>> [(trust.is_due(4, 300, 2), trust.use(4, 300, 2))[0] for _ in range(4)], trust.largest(900, 2)
