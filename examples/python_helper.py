@@ -105,7 +105,8 @@ def ask(edge: Edge, number: int, question: str, out: Console) -> Answer:
             out.file.flush()
         if event.answer is not None:
             answer = event.answer
-    differs = not shown or (answer.route == "local" and shown.strip() != answer.text)  # a loop was cut, for instance
+    # Of a loop, for instance, only the beginning is the answer.
+    differs = not shown or (answer.route == "local" and shown.strip() != answer.text)
     out.print(("\n" if shown else "") + answer.text if differs else "", markup=False)
     for citation in answer.citations:
         place = f"{citation.document} › {citation.heading}, characters {citation.start}-{citation.end}"
