@@ -1,7 +1,8 @@
 """From an answer's `[n]` marks to evidence: document, character offsets and the quoted sentence.
 
-A number that points at no passage is invented: it is taken out of the text and counted. Knows nothing of
-models or stores; all matching is on words, so it is cheap and can be explained.
+A number that points at no passage is invented: it is taken out of the text and counted. Where the passage says
+little of it, while another says it, that one is the evidence. Knows nothing of models or stores; all matching is on
+words, so it is cheap and can be explained.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ _REFUSALS = re.compile(
 )
 _MATCH_SHARE = 0.4  # of an answer's content words that a passage must hold to count as its evidence
 _LEAST_WORDS = 3  # content words before a mark that say what it stands for
+_CORRECT_SHARE = 0.6  # of these words that a sentence must hold, and twice as many as the cited passage's best
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,16 +46,22 @@ def resolve_citations(answer: str, passages: Sequence[Hit]) -> CitedText:
     """Resolve each `[n]` of `answer` to the sentence of passage n that best supports the words before the mark.
 
     Where the model cited nothing, the passage that holds most of the answer's words is cited with `by="match"`,
-    provided it holds at least two fifths of them; otherwise there is no citation.
+    provided it holds at least two fifths of them; otherwise there is no citation. So is a passage that was not
+    cited, in place of one that is cited once, where a sentence of it holds three fifths of the words before that
+    mark, and at least twice as many as any of the other; the mark keeps its number.
     """
     text, dropped = _without_unknown(answer, len(passages))
+    marks = list(_MARK.finditer(text))
+    cited = [int(mark[1]) for mark in marks]
     citations: list[Citation] = []
     position = 0
-    for mark in _MARK.finditer(text):
+    for mark, number in zip(marks, cited, strict=True):
         claim = _claim(text, position, mark)
-        citations += [
-            _citation(int(number), passages[int(number) - 1].passage, claim) for number in mark[1].split(",")
-        ]
+        better = _better(number, claim, passages) if cited.count(number) == 1 else number
+        right = number if better in cited else better
+        citations.append(
+            _citation(number, passages[right - 1].passage, claim, "model" if right == number else "match")
+        )
         position = mark.end()
     text = text.strip()
     if not citations and text and not is_refusal(text):
@@ -110,6 +118,15 @@ def _claim(answer: str, position: int, mark: re.Match[str]) -> str:
         if len(_words(claim)) >= _LEAST_WORDS:
             return claim
     return answer
+
+
+def _better(number: int, claim: str, passages: Sequence[Hit]) -> int:
+    """The passage that says what is claimed, where the cited one does not; else that one."""
+    wanted, texts = _words(_MARK.sub(" ", claim)), [hit.passage.text for hit in passages]
+    held = [len(wanted & _words(text[slice(*_best_sentence(text, wanted))])) for text in texts]
+    best = max(held)
+    clear = best >= max(_LEAST_WORDS, _CORRECT_SHARE * len(wanted)) and best >= 2 * held[number - 1]
+    return held.index(best) + 1 if clear else number
 
 
 def _citation(number: int, passage: Passage, claim: str, by: Literal["model", "match"] = "model") -> Citation:

@@ -166,7 +166,7 @@ class Citation:
     """Evidence for an answer: `quote` is the document's `text[start:end]`.
 
     `by` is `model` when the answer itself carried `[number]`, `match` when the runtime found the answer's
-    words in the passage.
+    words in the passage, because it carried none or one on a passage that does not say it.
     """
 
     number: int

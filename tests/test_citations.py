@@ -44,6 +44,31 @@ def test_invented_numbers_are_dropped_from_the_text_and_counted() -> None:
     assert [citation.number for citation in cited.citations] == [1]
 
 
+def test_where_another_passage_says_it_that_one_is_the_evidence() -> None:
+    for answer, number, quote in (
+        ("[1] The batteries last two years.", 1, "Batteries last two years."),
+        ("Press the red button to reset [2]. Then never open it.", 2, "Press the red button to reset it."),
+    ):
+        cited = resolve_citations(answer, hits())
+        assert cited.text == answer
+        (citation,) = cited.citations
+        assert (citation.number, citation.quote, citation.by) == (number, quote, "match")
+        (passage,) = (hit.passage for hit in hits() if hit.passage.document == citation.document)
+        assert passage.text[citation.start - passage.start : citation.end - passage.start] == quote
+
+
+def test_the_cited_passage_stays_where_it_is_not_clearly_wrong() -> None:
+    for answer in (
+        "The pump has red batteries [1].",  # neither says it
+        "Press the button, replace both batteries [2].",  # both say some of it
+        "Batteries last two years [1][2].",  # the other is cited already
+        "Batteries last two years [1]. Press the red button [1].",  # it stands for something else, too
+    ):
+        cited = resolve_citations(answer, hits())
+        assert cited.text == answer
+        assert all(citation.by == "model" for citation in cited.citations)
+
+
 def test_an_uncited_answer_gets_the_sentence_that_holds_its_words() -> None:
     (citation,) = resolve_citations("two years", hits()).citations
     assert (citation.by, citation.number, citation.quote) == ("match", 2, "Batteries last two years.")

@@ -17,7 +17,7 @@ from edge_sdk.citations import is_refusal, resolve_citations
 from edge_sdk.engines.engine import Engine
 from edge_sdk.errors import ConfigError
 from edge_sdk.prompt import Reading, Style
-from edge_sdk.records import GenerateOptions
+from edge_sdk.records import Citation, GenerateOptions, Hit, Passage
 
 from ..collection import Update
 from ..metrics import Interval, bootstrap, contains, exact_match, token_f1
@@ -141,11 +141,22 @@ def ask_tasks(
         yield Given(
             task=task,
             text=cited.text,
-            cited=tuple(prompt.passages[each.number - 1].passage.id for each in cited.citations),
+            cited=tuple(_passage(each, prompt.passages).id for each in cited.citations),
             tokens=len(said),
             logprob=fmean(token.logprob for token in said),
             finished=generation.result.finish_reason == "stop",
         )
+
+
+def _passage(citation: Citation, hits: Sequence[Hit]) -> Passage:
+    """Where the evidence stands, which need not be where the model's mark points."""
+    return next(
+        hit.passage
+        for hit in hits
+        if hit.passage.document == citation.document
+        and hit.passage.start <= citation.start
+        and citation.end <= hit.passage.end
+    )
 
 
 def decoder_report(given: Sequence[Given]) -> DecoderReport:
