@@ -122,11 +122,18 @@ def _claim(answer: str, position: int, mark: re.Match[str]) -> str:
 
 def _better(number: int, claim: str, passages: Sequence[Hit]) -> int:
     """The passage that says what is claimed, where the cited one does not; else that one."""
-    wanted, texts = _words(_MARK.sub(" ", claim)), [hit.passage.text for hit in passages]
-    held = [len(wanted & _words(text[slice(*_best_sentence(text, wanted))])) for text in texts]
-    best = max(held)
-    clear = best >= max(_LEAST_WORDS, _CORRECT_SHARE * len(wanted)) and best >= 2 * held[number - 1]
-    return held.index(best) + 1 if clear else number
+    wanted = _words(_MARK.sub(" ", claim))
+
+    def held(hit: Hit) -> int:
+        text = hit.passage.text
+        return len(wanted & _words(text[slice(*_best_sentence(text, wanted))]))
+
+    least = max(_LEAST_WORDS, _CORRECT_SHARE * len(wanted), 2 * held(passages[number - 1]))
+    if least > len(wanted):  # as a rule: nobody else can say it so much better
+        return number
+    shares = [held(hit) for hit in passages]
+    best = max(shares)
+    return shares.index(best) + 1 if best >= least else number
 
 
 def _citation(number: int, passage: Passage, claim: str, by: Literal["model", "match"] = "model") -> Citation:

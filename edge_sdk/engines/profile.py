@@ -91,9 +91,8 @@ def find_profile(home: Path, path: Path) -> Profile | None:
             raise ValueError("it has another format")
         tuning = Tuning(**found.pop("tuning"))
         profile = Profile(**found, tuning=tuning)
-        if not isinstance(tuning.batch, int) or tuning.batch < 1 or tuning.cache_type not in ("F16", "Q8_0"):
-            raise ValueError("its settings cannot be used")
-        if tuning.repack not in (None, True, False):
+        usable = tuning.cache_type in ("F16", "Q8_0") and tuning.repack in (None, True, False)
+        if not isinstance(tuning.batch, int) or tuning.batch < 1 or not usable:
             raise ValueError("its settings cannot be used")
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise ConfigError(f"{where} is no profile: {error}", hint="delete it and run `edge tune` again") from error
