@@ -144,11 +144,14 @@ def evaluate_route(
     if perfect_remote or remote is not None:
         known = remote or [True] * len(asked)
         report["remote"] = "the accepted answers themselves" if perfect_remote else "as asked"
-        report |= _routing(_cross_fitted(asked, labeller, seed, "regret"), right, known)
-        by_probability = _cross_fitted(asked, labeller, seed, "marginal")
-        report["gain_by_probability"] = _gain(by_probability, right, known)
+        own = _Scores.of(asked, labeller, seed)
+        report |= _routing(own.regret, right, known)
+        report["gain_by_probability"] = _gain(own.probability, right, known)
         if read:
-            report["with_reader"] = _with_reader(asked, read, known, labeller, seed)
+            of_reader = [replace(each, remote=other.remote) for each, other in zip(read, asked, strict=True)]
+            read_right = [judge(each.text, each.answers) for each in read]
+            tiers = [(own, right), (_Scores.of(of_reader, labeller, seed), read_right)]
+            report["with_reader"] = _with_reader(tiers, known)
     return report
 
 
@@ -197,24 +200,29 @@ def _cross_fitted(asked: Sequence[Asked], labeller: Labeller, seed: int, kind: K
     return means
 
 
-def _with_reader(
-    asked: Sequence[Asked], read: Sequence[Asked], remote: Sequence[bool], labeller: Labeller, seed: int
-) -> dict[str, Any]:
-    """What routing gains where the local answer is the reader's or the model's, whichever is likelier right.
+@dataclass(frozen=True, slots=True)
+class _Scores:
+    """Of each question, by calibrations that have not seen it."""
+
+    probability: list[float]
+    regret: list[float]
+
+    @classmethod
+    def of(cls, asked: Sequence[Asked], labeller: Labeller, seed: int) -> _Scores:
+        return cls(*(_cross_fitted(asked, labeller, seed, kind) for kind in ("marginal", "regret")))
+
+
+def _with_reader(tiers: Sequence[tuple[_Scores, list[bool]]], remote: Sequence[bool]) -> dict[str, Any]:
+    """What routing gains where the local answer is the model's or the reader's, whichever is likelier right.
 
     `Edge` looks at the reader's first and takes it where it is sure enough, which saves asking the model.
     """
-    judge, _ = LABELLERS[labeller]
-    tiers = [list(asked), [replace(each, remote=other.remote) for each, other in zip(read, asked, strict=True)]]
-    chances, scores = (
-        np.array([_cross_fitted(tier, labeller, seed, kind) for tier in tiers]) for kind in ("marginal", "regret")
-    )
-    chosen, each = chances.argmax(axis=0), np.arange(len(asked))
-    right = [judge(tiers[tier][at].text, tiers[tier][at].answers) for at, tier in enumerate(chosen.tolist())]
-    likely: list[float] = chances[chosen, each].tolist()
-    by_regret: list[float] = scores[chosen, each].tolist()
+    chosen = np.argmax([scores.probability for scores, _ in tiers], axis=0).tolist()
+    right = [tiers[tier][1][at] for at, tier in enumerate(chosen)]
+    likely = [tiers[tier][0].probability[at] for at, tier in enumerate(chosen)]
+    by_regret = [tiers[tier][0].regret[at] for at, tier in enumerate(chosen)]
     return {
-        "share_of_reader": float(chosen.mean()),
+        "share_of_reader": fmean(chosen),
         "always_local": fmean(right),
         **_interval_report(likely, right),
         **_routing(by_regret, right, remote),

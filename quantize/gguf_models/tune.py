@@ -229,9 +229,7 @@ class Tuner:
 
     def _rates(self, files: Mapping[str, Path]) -> dict[str, dict[str, Any]]:
         """Speed of all files, taking turns; measured anew when a file has joined them."""
-        settings = json.dumps(
-            asdict(Tuning())
-        )  # so that what was measured with other defaults is not taken for these
+        settings = json.dumps(asdict(Tuning()))  # what was measured with other defaults does not count
         key = f"rates {self.threads} {settings} " + " ".join(path.name for path in files.values())
         runs = {name: (path, self.threads, Tuning()) for name, path in files.items()}
         found: dict[str, dict[str, Any]] = self._measured(key, lambda: self._race(runs, OWN))
