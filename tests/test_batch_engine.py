@@ -21,12 +21,13 @@ from lora_files import tiny_adapter
 
 pytest.importorskip("llama_cpp")
 
-from edge_sdk.engines import batch_engine
+from edge_sdk.engines import batch_engine, batch_worker
 from edge_sdk.engines.batch_engine import BatchEngine
 from edge_sdk.engines.engine import Engine, Generation
 from edge_sdk.engines.engine_gguf import GgufEngine
 from edge_sdk.engines.llama import LlamaModel
 from edge_sdk.engines.llama_sampler import Sampler
+from edge_sdk.engines.sequences import SequenceContext
 from edge_sdk.errors import (
     ConfigError,
     ContextOverflowError,
@@ -51,9 +52,10 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_llama(tmp_path_factory.mktemp("batches") / "tiny.gguf", context=16_384)
 
 
-@pytest.fixture
-def engine(tiny: Path) -> Iterator[BatchEngine]:
-    with BatchEngine.open(tiny, context=512, cells=2048, sequences=4, threads=1) as opened:
+@pytest.fixture(params=[2047, 2048], ids=["shared", "apart"])
+def engine(tiny: Path, request: pytest.FixtureRequest) -> Iterator[BatchEngine]:
+    """In cells that are shared, or with cells for every sequence."""
+    with BatchEngine.open(tiny, context=512, cells=request.param, sequences=4, threads=1) as opened:
         yield opened
 
 
@@ -216,6 +218,21 @@ def test_a_generation_that_nobody_reads_holds_up_no_other(engine: BatchEngine) -
     assert [len(ids(each)) for each in unread] == [200] * 3
 
 
+@pytest.mark.parametrize(("free", "apart"), [(1 << 40, True), (1 << 29, False), (None, False)])
+def test_every_sequence_has_its_own_cells_where_that_takes_little_memory(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch, free: int | None, apart: bool
+) -> None:
+    monkeypatch.setattr(batch_engine, "available_memory", lambda: free)
+    made = list[SequenceContext]()
+    monkeypatch.setattr(
+        batch_engine, "SequenceContext", lambda *given, **by: made.append(SequenceContext(*given, **by)) or made[0]
+    )
+    with BatchEngine.open(tiny, context=16_384, sequences=64, threads=1) as opened:
+        assert made[0].apart == apart
+        assert made[0].cells == 16_384 * (64 if apart else 2)
+        assert len(ids(opened.generate(PROMPTS[0], TEN))) == 10
+
+
 def test_more_than_the_cells_hold_wait_for_room(tiny: Path) -> None:
     expected = one_by_one(tiny, PROMPTS)
     with BatchEngine.open(tiny, context=200, cells=200, sequences=4, threads=1) as opened:
@@ -246,7 +263,7 @@ def test_answers_get_their_tokens_in_step_and_prompts_come_in_parts(
 
     monkeypatch.setattr(context, "add", noted)
     monkeypatch.setattr(context, "compute", counted)
-    monkeypatch.setattr(batch_engine, "_STALL", 0.0)
+    monkeypatch.setattr(batch_worker, "_STALL", 0.0)
     first = engine.generate("the hat", GenerateOptions(max_tokens=100))
     next(first)
     others = [engine.generate("x" * 300 + str(number), GenerateOptions(max_tokens=40)) for number in range(3)]
@@ -443,7 +460,7 @@ def test_an_error_belongs_to_its_own_generation(engine: BatchEngine, monkeypatch
                 raise EngineError("the grammar allows no token that the model has")
             return super().choose(row)
 
-    monkeypatch.setattr(batch_engine, "Sampler", Failing)
+    monkeypatch.setattr(batch_worker, "Sampler", Failing)
     bad = engine.generate(SYSTEM, GenerateOptions(max_tokens=50, seed=1))
     good = engine.generate(SYSTEM, GenerateOptions(max_tokens=50, seed=2))
     with pytest.raises(EngineError, match="allows no token"):

@@ -1,7 +1,7 @@
 """Which tokens come together: any order of arrivals, ends and interruptions on a made-up context that checks all.
 
 The context keeps the tokens of each sequence as llama.cpp does, and what follows them is a function of all of them:
-a token out of place changes the answer.
+a token out of place changes the answer. Where sequences are apart, those evaluated together come in rising order.
 """
 
 from __future__ import annotations
@@ -34,8 +34,9 @@ class Cell:
 class Context:
     """A `SequenceContext` whose memory is lists of cells."""
 
-    def __init__(self, cells: int, sequences: int, batch: int) -> None:
-        self.cells, self.sequences, self.batch = cells, sequences, batch
+    def __init__(self, cells: int, sequences: int, batch: int, apart: bool = False) -> None:
+        self.cells, self.sequences, self.batch, self.apart = cells, sequences, batch, apart
+        self.copies = 0
         self.held: list[list[Cell]] = []
         self.batches: list[list[tuple[int, int]]] = []  # sequence and number of tokens
         self.clear()
@@ -53,8 +54,12 @@ class Context:
         del self.held[sequence][length:]
 
     def share(self, source: int, target: int, length: int) -> None:
-        assert not self.held[target] and len(self.held[source]) >= length
+        assert len(self.held[source]) >= length and source != target
+        assert self.apart or not self.held[target]
         self.held[target] = self.held[source][:length]
+        if self.apart:
+            self.held[target] = [Cell(cell.token) for cell in self.held[target]]
+            self.copies += 1
 
     def add(self, sequence: int, start: int, tokens: np.ndarray, *, wanted: bool) -> int:
         assert 0 < len(tokens) <= self.room
@@ -71,6 +76,10 @@ class Context:
             place += len(tokens)
             if wanted:
                 self.rows[place] = following([cell.token for cell in row])
+        if self.apart:
+            assert all(len(row) <= self.cells // self.sequences for row in self.held)
+            order = [sequence for sequence, _, _, _ in added]
+            assert order == sorted(order), "in rising order"
         assert len({id(cell) for row in self.held for cell in row}) <= self.cells
         if stopped():
             return False
@@ -132,11 +141,13 @@ def finished(running: Batching[Asked], steps: int = 1_000) -> int:
 PROMPTS = st.lists(st.integers(0, 1), min_size=1, max_size=9)
 
 
-@given(st.data())
+@pytest.mark.parametrize("apart", [False, True])
+@given(data=st.data())
 @settings(max_examples=80, deadline=None)
-def test_any_schedule_gives_the_answers_of_one_after_the_other(data: st.DataObject) -> None:
+def test_any_schedule_gives_the_answers_of_one_after_the_other(data: st.DataObject, apart: bool) -> None:
     sequences = data.draw(st.integers(1, 4))
-    context = Context(data.draw(st.integers(14, 40)), sequences, data.draw(st.integers(sequences, 12)))
+    cells = 14 * sequences if apart else data.draw(st.integers(14, 40))
+    context = Context(cells, sequences, data.draw(st.integers(sequences, 12)), apart)
     running = batching(context, data.draw(st.integers(0, 30)))
     log, everyone, dropped = list[Asked](), list[Asked](), set[int]()
     interrupted = False
@@ -163,6 +174,35 @@ def test_any_schedule_gives_the_answers_of_one_after_the_other(data: st.DataObje
             assert each.made == expected[: len(each.made)]
         else:
             assert each.made == expected
+
+
+def test_answers_that_are_apart_close_up_when_one_between_them_ends() -> None:
+    context = Context(400, 4, 64, apart=True)
+    running = batching(context)
+    everyone = [asked([number] * 40, tokens) for number, tokens in enumerate((9, 3, 9, 5))]
+    for each in everyone:
+        running.add(each)
+    finished(running)
+    assert [each.made for each in everyone] == [each.expected() for each in everyone]
+    for batch in context.batches:
+        sequences = [sequence for sequence, _ in batch]
+        assert sequences == list(range(sequences[0], sequences[0] + len(sequences)))
+    assert context.copies == 2, "the fourth into the place of the second, and when it ends there, the third"
+
+
+def test_apart_what_an_answer_leaves_is_copied_for_those_that_begin_alike() -> None:
+    context, system = Context(1_000, 4, 64, apart=True), [1] * 40
+    running = batching(context)
+    first = asked([*system, 2], 1)
+    running.add(first)
+    finished(running)
+    turn, other, short = asked([*system, 2, 3], 3), asked([*system, 4], 3), asked([1] * 20, 3)
+    for each in (turn, other, short):
+        running.add(each)
+    finished(running)
+    assert [each.begun for each in (turn, other, short)] == [41, 40, 0]
+    assert [each.made for each in (turn, other, short)] == [each.expected() for each in (turn, other, short)]
+    assert context.copies == 1, "the turn goes on where its beginning lies; for a short one a copy does not pay"
 
 
 def test_a_common_beginning_is_evaluated_once_also_when_all_come_at_once() -> None:

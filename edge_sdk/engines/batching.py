@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 
-from .cells import Cells, Tokens, shared_prefix
+from .cells import Tokens, shared_prefix
+from .places import Held, OwnPlaces, Places, SharedPlaces
 from .sequences import SequenceContext
 
 
@@ -39,45 +39,22 @@ class Answer(Protocol):
 A = TypeVar("A", bound=Answer)
 
 
-@dataclass(slots=True, eq=False)
-class _Held(Generic[A]):
-    """A sequence: the tokens of an answer under way, or what an ended one has left."""
-
-    sequence: int
-    answer: A | None  # under way
-    prompt: int  # length of the prompt
-    tokens: Tokens  # of the prompt and the answer, with room for those to come
-    known: int  # so many are there
-    evaluated: int
-    used: int  # when it began or was the beginning of another, as a count
-    added: int = 0  # tokens in the batch
-    place: int = 0  # there, of the last one
-
-    @property
-    def prefilling(self) -> bool:
-        """Whether tokens of the prompt are still to be evaluated."""
-        return self.known <= self.prompt
-
-    @property
-    def reach(self) -> int:
-        """Tokens that are evaluated, or will be before an answer to them is."""
-        return self.known if self.prefilling else self.evaluated
-
-
 class Batching(Generic[A]):
     """Evaluates answers in the sequences of an empty context. One thread at a time.
 
-    What ended answers leave stays in the cache, the latest of it, up to `keep` cells: until the room is wanted.
+    What ended answers leave stays in the cache, the latest of it: until the room is wanted and, where sequences
+    share their cells, in `keep` of them at most.
     """
 
     def __init__(self, context: SequenceContext, *, keep: int) -> None:
         self._context, self._keep = context, keep
         self._waiting: deque[A] = deque()
-        self._running: list[_Held[A]] = []  # in the order in which they began
-        self._kept: list[_Held[A]] = []
-        self._free = list(range(context.sequences))
-        self._cells, self._count = Cells(context.cells), 0
-        context.clear()
+        self._running: list[Held] = []  # in the order in which they began
+        self._places = self._emptied()
+
+    def _emptied(self) -> Places:
+        self._context.clear()
+        return OwnPlaces(self._context) if self._context.apart else SharedPlaces(self._context, self._keep)
 
     @property
     def pending(self) -> bool:
@@ -109,10 +86,8 @@ class Batching(Generic[A]):
     def clear(self) -> list[A]:
         """Forget what the context holds; return the answers that were under way and are given up."""
         given_up = [held.answer for held in self._running if held.answer]
-        self._context.clear()
         self._running.clear()
-        self._kept.clear()
-        self._free, self._cells = list(range(self._context.sequences)), Cells(self._context.cells)
+        self._places = self._emptied()
         return given_up
 
     def step(self, stopped: Callable[[], bool] | None = None, prompts: int | None = None) -> int | None:
@@ -139,7 +114,7 @@ class Batching(Generic[A]):
                 self._choose(held)
         return size
 
-    def _choose(self, held: _Held[A]) -> None:
+    def _choose(self, held: Held) -> None:
         assert held.answer
         token = held.answer.next(self._context.row(held.place))
         if token is None:
@@ -151,111 +126,64 @@ class Batching(Generic[A]):
     # --- what is evaluated ------------------------------------------------------------------------------
 
     def _fill(self, prompts: int) -> None:
+        """Make the batch: a token of each answer, then prompts, in the order in which they began."""
+        room = self._context.batch
         for held in self._running:
             if not held.prefilling:
-                self._add(held, 1)
+                held.added = 1
+                room -= 1
         for held in self._running:
             if held.prefilling:
-                prompts -= self._add(held, prompts)
-        while prompts > 0 and self._context.room and (begun := self._begin()):
-            prompts -= self._add(begun, prompts)
+                held.added = min(held.known - held.evaluated, room, prompts)
+                room, prompts = room - held.added, prompts - held.added
+        while prompts > 0 and room and (begun := self._begin()):
+            begun.added = min(begun.known - begun.evaluated, room, prompts)
+            room, prompts = room - begun.added, prompts - begun.added
+        if not self._waiting:
+            self._places.arrange(self._running)
+        for held in sorted(self._running, key=lambda held: held.sequence):
+            if held.added:
+                start, end = held.evaluated, held.evaluated + held.added
+                tokens, wanted = held.tokens[start:end], end == held.known
+                held.place = self._context.add(held.sequence, start, tokens, wanted=wanted)
 
-    def _add(self, held: _Held[A], most: int) -> int:
-        """Put tokens of an answer or its prompt into the batch, as many as there is room for; return how many."""
-        start = held.evaluated
-        held.added = count = min(held.known - start, self._context.room, most)
-        if count:
-            whole = start + count == held.known
-            held.place = self._context.add(held.sequence, start, held.tokens[start : start + count], wanted=whole)
-        return count
-
-    def _begin(self) -> _Held[A] | None:
+    def _begin(self) -> Held | None:
         """Give the next answer a sequence; None where there is none, or no sequence or room for it as yet."""
-        if not self._waiting or not (self._free or self._kept):
+        if not self._waiting:
             return None
         answer = self._waiting[0]
         source, shared = self._beginning(answer.prompt)
         if source is not None and source.evaluated < shared:  # it is being computed: wait for it
             return None
-        sequence = self._place(answer, source, shared)
-        if sequence is None:
+        size = len(answer.prompt)
+        # The last token of an answer is not evaluated.
+        taken = self._places.take(size + answer.max_tokens - 1, source, shared)
+        if taken is None:
             return None
+        sequence, shared = taken
         self._waiting.popleft()
-        tokens = np.zeros(len(answer.prompt) + answer.max_tokens, np.int32)
-        tokens[: len(answer.prompt)] = answer.prompt
-        self._count += 1
-        begun = _Held(sequence, answer, len(answer.prompt), tokens, len(answer.prompt), shared, self._count)
+        tokens = np.zeros(size + answer.max_tokens, np.int32)
+        tokens[:size] = answer.prompt
+        begun = Held(sequence, answer, size, tokens, known=size, evaluated=shared)
         self._running.append(begun)
         answer.begin(shared)
         return begun
 
-    def _beginning(self, prompt: Tokens) -> tuple[_Held[A] | None, int]:
+    def _beginning(self, prompt: Tokens) -> tuple[Held | None, int]:
         """The sequence that begins most like a prompt, or will when its own is evaluated, and how far it does."""
-        best: _Held[A] | None = None
+        best: Held | None = None
         most = 0
-        for held in (*self._running, *self._kept):
+        for held in (*self._running, *self._places.kept):
             # The last token of a prompt is always evaluated: an answer starts from its logits.
             shared = shared_prefix(held.tokens[: held.reach], prompt[:-1])
+            if held.answer is not None and shared < self._places.worth:
+                continue
             if shared > most or (best is not None and shared == most and held.evaluated > best.evaluated):
                 best, most = held, shared
         return best, most
 
-    # --- room -------------------------------------------------------------------------------------------
-
-    def _place(self, answer: A, source: _Held[A] | None, shared: int) -> int | None:
-        """A sequence that begins with what is shared and has room for the rest; None where there is none as yet."""
-        length = len(answer.prompt) + answer.max_tokens - 1  # the last token of an answer is not evaluated
-        kept = source if source in self._kept else None
-        others = [held.sequence for held in self._kept if held is not source]
-        fits = length - shared <= self._cells.free + self._cells.only(others)
-        # Where nothing is lost by it, what is there is gone on with.
-        if fits and (self._free or others) and (kept is None or kept.evaluated > shared):
-            while not self._free or length - shared > self._cells.free:
-                self._release(but=source)
-            return self._branch(source, shared, length)
-        return None if kept is None else self._continue(kept, shared, length)
-
-    def _branch(self, source: _Held[A] | None, shared: int, length: int) -> int:
-        """A new sequence, its beginning that of another."""
-        sequence = self._free.pop()
-        if source is None:
-            self._cells.hold(sequence, length)
-        else:
-            self._count += 1
-            source.used = self._count
-            self._cells.hold(sequence, length, source=source.sequence, shared=shared)
-            self._context.share(source.sequence, sequence, shared)
-        return sequence
-
-    def _continue(self, kept: _Held[A], shared: int, length: int) -> int | None:
-        """The sequence of an ended answer, cut to what is shared."""
-        self._context.cut(kept.sequence, shared)
-        self._cells.shorten(kept.sequence, shared)
-        kept.known = kept.evaluated = shared
-        while length - shared > self._cells.free:
-            if not self._release(but=kept):
-                return None
-        self._kept.remove(kept)
-        self._cells.extend(kept.sequence, length)
-        return kept.sequence
-
-    def _end(self, held: _Held[A]) -> None:
-        """Make room for the next; what was evaluated stays for as long as there is room for it."""
+    def _end(self, held: Held) -> None:
+        """Make room for the next."""
         self._running.remove(held)
         held.answer, held.known, held.added = None, held.evaluated, 0
-        self._cells.shorten(held.sequence, held.evaluated)
-        self._kept.append(held)
-        while self._kept and self._cells.only(held.sequence for held in self._kept) > self._keep:
-            self._release()
-
-    def _release(self, but: _Held[A] | None = None) -> bool:
-        """Forget, of what ended answers have left, what was used the longest ago. False where there is nothing."""
-        kept = [held for held in self._kept if held is not but]
-        if not kept:
-            return False
-        oldest = min(kept, key=lambda held: held.used)
-        self._context.cut(oldest.sequence, 0)
-        self._cells.remove(oldest.sequence)
-        self._kept.remove(oldest)
-        self._free.append(oldest.sequence)
-        return True
+        self._places.end(held)

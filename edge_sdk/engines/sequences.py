@@ -1,7 +1,8 @@
-"""Many sequences in one context of llama.cpp: evaluated together, with the cells of a common beginning held once.
+"""Many sequences in one context of llama.cpp, evaluated together.
 
-The keys and values of all sequences lie in one buffer, where a copied beginning costs a mark on each cell. Knows
-nothing of prompts, of text or of which sequence is to be evaluated when.
+Their keys and values lie in one buffer, where a common beginning costs a mark on each cell; or each sequence has a
+buffer of its own, to which a beginning is copied. Knows nothing of prompts, of text or of which sequence is to be
+evaluated when.
 """
 
 from __future__ import annotations
@@ -63,16 +64,27 @@ class SequenceModel(LlamaModel):
 class SequenceContext:
     """`sequences` sequences in `cells` cells; up to `batch` tokens of any of them are evaluated together.
 
-    Tokens are added one sequence after the other, then `evaluate` takes them all. Close it before its model.
+    Tokens are added one sequence after the other, then `evaluate` takes them all. Where sequences are `apart`, each
+    has its share of the cells for itself; those in a batch come in rising order, and without a gap in their numbers
+    they are evaluated at once. Close it before its model.
     """
 
-    def __init__(self, model: SequenceModel, *, cells: int, sequences: int, batch: int, tuning: Tuning) -> None:
+    def __init__(
+        self,
+        model: SequenceModel,
+        *,
+        cells: int,
+        sequences: int,
+        batch: int,
+        tuning: Tuning,
+        apart: bool = False,
+    ) -> None:
         """Raises `EngineError` where llama.cpp cannot make it."""
-        self._model, self._lib = model, model._lib
+        self._model, self._lib, self.apart = model, model._lib, apart
         lib, self.cells, self.sequences, self.batch = self._lib, cells, sequences, batch
         settings = lib.llama_context_default_params()
         settings.n_ctx, settings.n_batch, settings.n_ubatch = cells, batch, batch
-        settings.n_seq_max, settings.kv_unified, settings.swa_full = sequences, True, True
+        settings.n_seq_max, settings.kv_unified, settings.swa_full = sequences, not apart, True
         settings.n_outputs_max = min(batch, sequences)  # else there is room for the logits of the whole batch
         if tuning.flash_attention is not None:
             settings.flash_attn_type = int(tuning.flash_attention)
@@ -131,8 +143,14 @@ class SequenceContext:
             raise EngineError("llama.cpp cannot cut a sequence of this model", hint="use another model")
 
     def share(self, source: int, target: int, length: int) -> None:
-        """Make the first `length` tokens of `source`, which are evaluated, the beginning of the empty `target`."""
-        if length:
+        """Make the first `length` tokens of `source`, which are evaluated, those of `target`.
+
+        Sequences that are not apart have to be empty for it.
+        """
+        if self.apart:  # a whole buffer is copied, or nothing
+            self._lib.llama_memory_seq_cp(self._memory, source, target, -1, -1)
+            self.cut(target, length)
+        elif length:
             self._lib.llama_memory_seq_cp(self._memory, source, target, 0, length)
 
     def add(self, sequence: int, start: int, tokens: NDArray[np.int32], *, wanted: bool) -> int:

@@ -75,8 +75,7 @@ def serve(given: argparse.Namespace) -> None:
     if given.worker == "single":
         engine = GgufEngine.open(given.file, context=longest, threads=threads, speculation=False)
     else:
-        each = given.prompt_tokens + given.tokens
-        cells = max(longest, most * each) + longest
+        cells = 2 * longest if given.share_cells else None
         engine = BatchEngine.open(given.file, context=longest, cells=cells, sequences=most, threads=threads)
     for line in sys.stdin:
         asked = json.loads(line)
@@ -194,6 +193,7 @@ def main() -> None:
     parser.add_argument("--shared", type=int, default=0, help="of them, with which all prompts of a turn begin")
     parser.add_argument("--tokens", type=int, default=96, help="generated for each request, at most")
     parser.add_argument("--alone-tokens", type=int, default=600, help="of the prompt that is alone")
+    parser.add_argument("--share-cells", action="store_true", help="as where memory is short; else each its own")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=default_threads())
     parser.add_argument("--worker", choices=("single", "batch"), help=argparse.SUPPRESS)
