@@ -221,6 +221,27 @@ def test_the_kernel_finds_its_bert_in_an_exported_reader(
     assert (found.heads, len(found.layers), found.words.shape) == (2, 2, (windows.tokenizer.size, 32))
 
 
+def test_an_exported_reader_learns_more(
+    windows: Windows, folder: Path, trained: ReaderModel, tmp_path: Path
+) -> None:
+    one = examples(1)[0]
+    expected = torch_scores(trained, windows, one.question, one.passage)
+    for form, most in (("float32", 1e-4), ("int8", 0.3)):
+        export_reader(trained, folder / "tokenizer.json", tmp_path / form, Description(LIMITS), form=form)
+        again = ReaderModel.go_on(tmp_path / form).eval()
+        assert np.abs(torch_scores(again, windows, one.question, one.passage) - expected).mean() < most
+    data = ReaderData(examples(), windows)
+    more = train_reader(again, data, SETTINGS, device="cpu")
+    anew = train_reader(new_model(windows), data, SETTINGS, device="cpu")
+    assert more.loss < anew.loss, "it goes on from what it knew"
+
+
+def test_an_encoder_is_no_reader_to_go_on_with(tmp_path: Path) -> None:
+    write_bert(tmp_path, random_weights(hidden=32, heads=2, inner=64, layers=2, words=259, positions=40), "plain")
+    with pytest.raises(ConfigError, match="is no reader that can learn more: it has no segments"):
+        ReaderModel.go_on(tmp_path)
+
+
 # --- the encoder ----------------------------------------------------------------------------------------
 
 

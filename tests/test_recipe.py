@@ -185,6 +185,22 @@ def test_a_second_run_makes_and_asks_nothing(workshop: Workshop, capsys: pytest.
     assert len(workshop.teacher.requests) == asked and workshop.out.stat().st_mtime_ns == before
 
 
+def test_a_reader_learns_more_from_that_of_a_bundle(workshop: Workshop, capsys: pytest.CaptureFixture[str]) -> None:
+    workshop.distill("--json")
+    text = workshop.recipe.read_text()
+    try:
+        workshop.recipe.write_text(text.replace("[reader]", "[reader]\nstart = 'manuals.edge'"))
+        capsys.readouterr()
+        assert workshop.distill("--until", "reader-export", "--json") == 0
+        stages = {each["stage"]: each for each in document(capsys)["stages"]}
+        assert stages["curate"]["cached"] and not stages["reader"]["cached"]
+        workshop.recipe.write_text(text.replace("[reader]", "[reader]\nstart = 'none.edge'"))
+        assert workshop.distill("--until", "reader-export") == 1
+        assert "there is no bundle" in capsys.readouterr().err
+    finally:
+        workshop.recipe.write_text(text)
+
+
 def test_what_was_asked_once_is_not_asked_for_other_rules(
     workshop: Workshop, capsys: pytest.CaptureFixture[str]
 ) -> None:

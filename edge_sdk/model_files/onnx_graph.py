@@ -46,12 +46,12 @@ class Node:
 class OnnxGraph:
     """The main graph of a file: `nodes` by the names of their outputs, `inputs` and `outputs` by name.
 
-    Tensors are views of the mapped files: copy what has to stay. `size` is that of the files, in bytes.
+    Tensors are views of the mapped `file`: copy what has to stay. `size` is in bytes, of all its parts.
     """
 
     def __init__(self, file: OnnxFile) -> None:
         """Raises `ModelDamagedError` where the numbers in the file do not fit together."""
-        self._file = file
+        self.file = file
         self._maps: dict[Path, memoryview] = {}
         self.nodes: dict[str, Node] = {}
         self.inputs: list[str] = []
@@ -209,13 +209,13 @@ class OnnxGraph:
             numbers = np.array(integers, "<u2").view(dtype) if dtype == "<f2" else np.array(integers, dtype)
             return name, numbers.reshape(shape)
         if external:
-            content = self._map(self._file.path.parent / external["location"])[int(external.get("offset", 0)) :]
+            content = self._map(self.file.path.parent / external["location"])[int(external.get("offset", 0)) :]
             content = content[: int(external["length"])] if "length" in external else content
         count = int(np.prod(shape, dtype=np.int64))
         return name, np.frombuffer(content, dtype, count).reshape(shape)
 
     def _map(self, path: Path) -> memoryview:
-        if path not in (self._file.path, *self._file.external):  # `inspect_onnx` has seen no such name
+        if path not in (self.file.path, *self.file.external):  # `inspect_onnx` has seen no such name
             raise ValueError(f"it names {str(path)!r} in a way that is not allowed")
         if path not in self._maps:
             with path.open("rb") as file:

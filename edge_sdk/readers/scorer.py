@@ -57,9 +57,7 @@ class KernelScorer:
         try:
             graph = OnnxGraph(file)
             weights = read_bert(graph)
-            hidden = weights.words.shape[1]
-            segments = _stored(graph, SEGMENTS, (2, hidden))
-            self._head, self._bias = _stored(graph, HEAD, (hidden, 3)), _stored(graph, HEAD_BIAS, (3,))
+            segments, self._head, self._bias = read_head(graph, weights.words.shape[1])
             self._places = len(weights.positions)
             if longest > self._places:
                 raise NotBertError(f"it has {self._places} positions for {longest} tokens")
@@ -120,6 +118,15 @@ def checked(scores: Floats, window: Window) -> Floats:
     if not np.isfinite(scores).all():
         raise EngineError("a reader gave numbers that are not finite", hint="its file may be damaged")
     return scores
+
+
+def read_head(graph: OnnxGraph, hidden: int) -> tuple[Floats, Floats, Floats]:
+    """What a reader has beside its encoder: `SEGMENTS`, `HEAD`, `HEAD_BIAS`. Raises `NotBertError` without them."""
+    return (
+        _stored(graph, SEGMENTS, (2, hidden)),
+        _stored(graph, HEAD, (hidden, 3)),
+        _stored(graph, HEAD_BIAS, (3,)),
+    )
 
 
 def _stored(graph: OnnxGraph, name: str, shape: tuple[int, ...]) -> Floats:

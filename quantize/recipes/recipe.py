@@ -68,11 +68,12 @@ class ReaderPart:
     """An encoder that learns to point at answers."""
 
     base: str = "minilm-l6"  # a catalog name or a folder: a BERT in float32
+    start: Path | None = None  # in its place a reader, as a folder or in a bundle, that learns more
     epochs: int = between(1, 1000, default=3)
     learning_rate: float = between(1e-7, 1.0, default=1e-4)
     tokens: int = between(64, 1 << 20, default=4096)  # of a step, padding counted
     cloze: int = between(0, 8, default=1)  # questions of each passage that are made without a teacher, as practice
-    form: str = one_of("int8-dynamic", "float32")  # of the weights that are shipped
+    form: str = one_of("int8", "float32")  # of the weights that are shipped
 
 
 @dataclass(frozen=True)

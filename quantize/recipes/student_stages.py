@@ -8,12 +8,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from edge_sdk.bundle.cache import open_bundle
+from edge_sdk.bundle.manifest import MANIFEST
 from edge_sdk.config import Settings
 from edge_sdk.encoders.encoders import open_encoder
 from edge_sdk.errors import ConfigError
 from edge_sdk.hub.models import InstalledModel, resolve
+from edge_sdk.model_files.onnx_session import find_model
 
 from ..training_data.cloze import cloze_examples
 from ..training_data.example import Example, read_examples
@@ -24,6 +27,9 @@ from .evaluation import tasks_of
 from .recipe import EncoderPart, HeadPart, ReaderPart, Recipe
 from .stages import Job, Stage
 from .teacher_stages import kept_passages
+
+if TYPE_CHECKING:
+    from ..students.reader_model import ReaderModel
 
 READER, ENCODER, HEAD = "reader", "encoder", "head"
 """Folders in the results of the stages `reader-export`, `encoder` and `head-NAME`."""
@@ -48,9 +54,9 @@ def student_stages(recipe: Recipe, settings: Settings) -> list[Stage]:
 
 
 def _reader_stages(recipe: Recipe, part: ReaderPart, settings: Settings) -> list[Stage]:
-    base = resolve(part.base, settings)
-    learned = {name: value for name, value in asdict(part).items() if name not in ("base", "form")}
-    files = {"base": base.path, "tokenizer": base.directory / "tokenizer.json"}
+    base = _reader_base(part, settings)
+    learned = {name: value for name, value in asdict(part).items() if name not in ("base", "start", "form")}
+    files = {"base": find_model(base), "tokenizer": base / "tokenizer.json"}
     return [
         Stage(
             "reader",
@@ -71,20 +77,35 @@ def _reader_stages(recipe: Recipe, part: ReaderPart, settings: Settings) -> list
     ]
 
 
-def _train_reader(
-    job: Job, part: ReaderPart, base: InstalledModel, seed: int, threads: int | None
-) -> Mapping[str, Any]:
+def _reader_base(part: ReaderPart, settings: Settings) -> Path:
+    """The folder of the encoder, or of the reader that learns more."""
+    if part.start is None:
+        return resolve(part.base, settings).directory
+    if part.start.is_dir() and not (part.start / MANIFEST).is_file():
+        return part.start
+    shipped = open_bundle(part.start, settings.home).directory("reader")
+    if shipped is None:
+        raise ConfigError(f"{part.start} holds no reader to start from", hint="see `edge bundle inspect`")
+    return shipped
+
+
+def _opened(part: ReaderPart, base: Path) -> ReaderModel:
+    from ..students.reader_model import ReaderModel
+
+    return ReaderModel.open(base) if part.start is None else ReaderModel.go_on(base)
+
+
+def _train_reader(job: Job, part: ReaderPart, base: Path, seed: int, threads: int | None) -> Mapping[str, Any]:
     torch = import_torch(threads)
     from edge_sdk.model_files.tokenizer import Tokenizer
     from edge_sdk.readers.windows import Limits, Windows
 
     from ..students.reader_data import ReaderData
-    from ..students.reader_model import ReaderModel
     from ..students.reader_training import ReaderTraining, train_reader
 
     torch.manual_seed(seed)  # the head's first weights
-    model = ReaderModel.open(base.directory)
-    windows = Windows(Tokenizer.open(base.directory / "tokenizer.json", literal=True), Limits())
+    model = _opened(part, base)
+    windows = Windows(Tokenizer.open(base / "tokenizer.json", literal=True), Limits())
     examples = _examples(job, TRAIN)
     practice = list(cloze_examples(_practice_passages(job, examples), most=part.cloze, seed=seed))
     data = ReaderData([*examples, *practice], windows)
@@ -105,7 +126,7 @@ def _practice_passages(job: Job, examples: Sequence[Example]) -> list[SourcePass
     return list(found.values())
 
 
-def _export_reader(job: Job, part: ReaderPart, base: InstalledModel) -> Mapping[str, Any]:
+def _export_reader(job: Job, part: ReaderPart, base: Path) -> Mapping[str, Any]:
     """The folder of a reader, and in its description what a probability is, where there are enough questions."""
     torch = import_torch()
     from edge_sdk.readers.description import Description
@@ -113,15 +134,14 @@ def _export_reader(job: Job, part: ReaderPart, base: InstalledModel) -> Mapping[
 
     from ..students.reader_calibration import Case, fit_description
     from ..students.reader_export import export_reader, parity_row
-    from ..students.reader_model import ReaderModel
 
-    model = ReaderModel.open(base.directory)
+    model = _opened(part, base)
     model.load_state_dict(torch.load(job.results["reader"].folder / _WEIGHTS, weights_only=True))
     fitting = _examples(job, CALIBRATION)
     out, trained = job.folder / READER, dict(job.results["reader"].figures)
     samples = [(each.question, each.passage) for each in fitting[:_SAMPLES]]
     description = Description(trained={name: trained[name] for name in ("examples", "steps", "loss")})
-    tokenizer = base.directory / "tokenizer.json"
+    tokenizer = base / "tokenizer.json"
     parity = export_reader(model.eval(), tokenizer, out, description, form=part.form, samples=samples)
     cases = [
         Case(each.question, each.passages, each.answers) for each in tasks_of(fitting, distractors=2, absent=1.0)

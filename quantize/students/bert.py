@@ -99,12 +99,16 @@ class Bert(nn.Module):
     @classmethod
     def open(cls, directory: Path, *, dropout: float = 0.1) -> Bert:
         """The encoder of a folder's ONNX file, in float32. Raises `ConfigError` where it is no BERT."""
-        path = find_model(directory)
+        return cls.from_graph(OnnxGraph(inspect_onnx(find_model(directory))), dropout=dropout)
+
+    @classmethod
+    def from_graph(cls, graph: OnnxGraph, *, dropout: float = 0.1) -> Bert:
+        """The encoder of a graph in floats or 8 bits, in float32. Raises `ConfigError` where it is no BERT."""
         try:
-            weights = read_float_bert(OnnxGraph(inspect_onnx(path)))
+            weights = read_float_bert(graph)
         except NotBertError as error:
             raise ConfigError(
-                f"{path} cannot be trained: {error}", hint="take a BERT, such as minilm-l6"
+                f"{graph.file.path} cannot be trained: {error}", hint="take a BERT, such as minilm-l6"
             ) from error
         return cls.from_weights(weights, dropout=dropout)
 

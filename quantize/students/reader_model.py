@@ -13,6 +13,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from edge_sdk.encoders.bert_graph import NotBertError
+from edge_sdk.errors import ConfigError
+from edge_sdk.model_files.onnx_graph import OnnxGraph
+from edge_sdk.model_files.onnx_session import find_model, inspect_onnx
+from edge_sdk.readers.scorer import read_head
+
 from .bert import Bert
 
 START, END, HOLDS = range(3)
@@ -57,6 +63,25 @@ class ReaderModel(nn.Module):
     def open(cls, directory: Path, *, dropout: float = 0.1) -> ReaderModel:
         """A new head on the encoder of a folder. Raises what `Bert.open` raises."""
         return cls(Bert.open(directory, dropout=dropout))
+
+    @classmethod
+    def go_on(cls, directory: Path, *, dropout: float = 0.1) -> ReaderModel:
+        """The reader of a folder that was exported, so that it learns more; from 8 bits, its weights as they are.
+
+        Raises what `Bert.open` raises, and `ConfigError` where it is no reader of ours.
+        """
+        graph = OnnxGraph(inspect_onnx(find_model(directory)))
+        model = cls(Bert.from_graph(graph, dropout=dropout))
+        try:
+            segments, head, bias = read_head(graph, model.body.shape.hidden)
+        except NotBertError as error:
+            hint = "name the folder of a reader, or a bundle that holds one"
+            raise ConfigError(f"{graph.file.path} is no reader that can learn more: {error}", hint=hint) from error
+        with torch.no_grad():
+            model.body.segments.weight.copy_(torch.from_numpy(segments))
+            model.head.weight.copy_(torch.from_numpy(head.T.copy()))
+            model.head.bias.copy_(torch.from_numpy(bias))
+        return model
 
     def forward(self, ids: Tensor, mask: Tensor | None, segments: Tensor) -> Tensor:
         return self.head(self.body(ids, mask, segments)).float()  # type: ignore[no-any-return]
