@@ -17,7 +17,7 @@ import numpy as np
 from gguf_files import CHATML, CONTROL, MERGES, WORDS, byte_alphabet
 from numpy.typing import NDArray
 
-from edge_sdk.engines.llama import library
+from edge_sdk.engines.llama_library import library
 
 Floats = NDArray[np.float32]
 

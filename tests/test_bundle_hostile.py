@@ -53,7 +53,7 @@ def natives(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     for name in (
         "edge_sdk.engines.engine_gguf.GgufEngine.open",
         "edge_sdk.engines.engine_onnx.OnnxEngine.open",
-        "edge_sdk.engines.llama.library",
+        "edge_sdk.engines.llama_library.library",
         "edge_sdk.encoders.encoders.open_encoder",
         "edge_sdk.encoders.static_encoder.StaticEncoder.open",
         "edge_sdk.model_files.onnx_session.OnnxSession.open",

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from edge_sdk.cli import main
-from edge_sdk.engines.llama import library
+from edge_sdk.engines.llama_library import library
 from edge_sdk.errors import ConfigError, EngineError
 from quantize.gguf_models.divergence import (
     TokenFigures,

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 pytest.importorskip("llama_cpp")
 
-from edge_sdk.engines import engine_gguf, llama, prompt_tokens
+from edge_sdk.engines import engine_gguf, llama_library, prompt_tokens
 from edge_sdk.engines.engine import Generation
 from edge_sdk.engines.engine_gguf import GgufEngine
 from edge_sdk.errors import (
@@ -161,7 +161,7 @@ def test_without_llama_cpp_the_error_names_the_command(monkeypatch: pytest.Monke
     monkeypatch.setitem(sys.modules, "llama_cpp", None)
     monkeypatch.setitem(sys.modules, "llama_cpp.llama_cpp", None)
     with pytest.raises(MissingExtraError, match=r"pip install 'edge-sdk\[gguf\]'"):
-        llama.library.__wrapped__()
+        llama_library.library.__wrapped__()
 
 
 def test_a_closed_engine_raises_whatever_is_asked(tiny: Path) -> None:
@@ -222,7 +222,7 @@ def test_a_program_may_end_at_any_time(tiny: Path, last: str) -> None:
 @pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="set for this processor only")
 def test_threads_spin_shortly_unless_the_user_decides() -> None:
     program = (
-        "import os; from edge_sdk.engines.llama import library; library(); print(os.environ['GOMP_SPINCOUNT'])"
+        "from edge_sdk.engines import llama_library as it; it.library(); print(it.os.environ['GOMP_SPINCOUNT'])"
     )
     assert run(program).stdout == "3000\n"
     assert run(program, GOMP_SPINCOUNT="77").stdout == "77\n"

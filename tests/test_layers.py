@@ -40,8 +40,8 @@ PARTS = {
     "fallback": "sse completions exchange endpoint remote breaker budget ledger caller outbox"
     " | english rewording agreement learned_table learned",
     "engines": "engine sampling json_schema gbnf template_sandbox chat_template native_thread ahead profile"
-    " repacking memory threads llama_state llama llama_sampler prompt_tokens sequences cells places batching"
-    " prompt_lookup draft_length decoding prefix_file prefix_folder prefix_cache engine_gguf batch_worker"
+    " repacking memory threads llama_library llama_state llama llama_sampler prompt_tokens sequences cells places"
+    " batching prompt_lookup draft_length decoding prefix_file prefix_folder prefix_cache engine_gguf batch_worker"
     " batch_engine engine_onnx opening confinement messages worker worker_process isolated load_probe",
     "encoders": "embed bert_graph bert static_encoder encoders",
     "readers": "windows spans description extract scorer reader",
@@ -68,8 +68,7 @@ OWNERS = {
     "faiss": "bench.search",
     "httpx": "fallback.exchange fallback.remote hub.download",
     "jinja2": "engines.template_sandbox",
-    "llama_cpp": "engines.llama engines.llama_state engines.llama_sampler engines.engine_gguf bench.engine"
-    " quantize.*",
+    "llama_cpp": "engines.llama_library engines.llama_state engines.llama_sampler bench.engine quantize.*",
     "matplotlib": "bench.plot quantize.plot_route quantize.plot_front quantize.recipes.plots",
     "markdown_it": "documents.parse_markdown",
     "numpy": "* kernels.* quantize.*",

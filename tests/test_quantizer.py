@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 from gguf_files import BOOL, F32, STRING, U32, Field, Weights, gguf_bytes, tiny_llama
 
-from edge_sdk.engines.llama import library
+from edge_sdk.engines.llama_library import library
 from edge_sdk.errors import ConfigError, DiskFullError, EngineError, ModelDamagedError, ModelNotFoundError
 from edge_sdk.model_files.gguf_header import read_header
 from quantize.gguf_models import gguf_format, quantizer, quantizer_job

@@ -17,7 +17,7 @@ pytest.importorskip("llama_cpp")
 from edge_sdk.engines import repacking
 from edge_sdk.engines.batch_engine import BatchEngine
 from edge_sdk.engines.engine_gguf import GgufEngine
-from edge_sdk.engines.llama import library
+from edge_sdk.engines.llama_library import library
 from edge_sdk.engines.memory import estimate_memory
 from edge_sdk.engines.profile import Tuning
 from edge_sdk.engines.repacking import copied_tensors, decide_repacking

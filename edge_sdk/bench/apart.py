@@ -73,7 +73,7 @@ def quiet() -> IO[str]:
 def environment() -> dict[str, str]:
     """That of a process which is to find what this one finds."""
     found = {**environ, "PYTHONPATH": pathsep.join([str(Path(__file__).parents[2]), *sys.path])}
-    found.pop("GOMP_SPINCOUNT", None)  # `llama.library` may have set it here; the others do without
+    found.pop("GOMP_SPINCOUNT", None)  # `llama_library` may have set it here; the others do without
     return found
 
 

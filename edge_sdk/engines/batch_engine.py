@@ -23,7 +23,7 @@ from ..model_files.gguf_header import GgufHeader, read_header
 from ..records import GenerateOptions, GenerationResult, Message, Token
 from .batch_worker import Asked, BatchWorker
 from .engine import Generation, adapted_fingerprint, check_options, file_fingerprint
-from .llama import library
+from .llama_library import library
 from .memory import fit_tuning
 from .profile import DEFAULT, Tuning
 from .prompt_tokens import PromptTokens

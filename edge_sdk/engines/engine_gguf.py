@@ -26,7 +26,8 @@ from ..records import FinishReason, GenerateOptions, GenerationResult, Message, 
 from .ahead import Ahead
 from .decoding import Decoding, Speculation
 from .engine import Generation, TextStream, adapted_fingerprint, check_options, file_fingerprint
-from .llama import LlamaModel, library
+from .llama import LlamaModel
+from .llama_library import library
 from .llama_sampler import Sampler
 from .memory import fit_tuning
 from .prefix_cache import PrefixCache, state_key

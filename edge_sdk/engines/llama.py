@@ -7,60 +7,24 @@ knows nothing of prompts or text. Nothing here may be used by two threads at onc
 from __future__ import annotations
 
 import ctypes
-import os
-import platform
 import time
 import weakref
-from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import cache, cached_property
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from ..errors import EngineError, MissingExtraError
+from ..errors import EngineError
 from ..kernel_faces import flag
+from .llama_library import complaint, complaints, library
 from .llama_state import State, copy_state, describe_setup, restore_state
 from .native_thread import NativeThread
 from .profile import DEFAULT, Tuning
 from .threads import DRAFT, ThreadPace
 
 _ABORTED = 2  # what llama_decode returns then
-_ERROR, _CONTINUED = 4, 5  # levels of ggml's log
 _SPECIAL = 1 << 0 | 1 << 3  # LLAMA_TOKEN_ATTR_UNKNOWN and _CONTROL: what is parsed as a special token
-
-complaints: deque[str] = deque(maxlen=3)
-
-
-@cache
-def library() -> Any:
-    """llama-cpp-python's low-level module: started, and its log kept off standard error.
-
-    Where another process keeps a core busy, the threads of GNU OpenMP wait for each other by spinning until the
-    scheduler takes the core away, at each of a thousand steps a token: 0.2 tokens a second instead of 140
-    (SmolLM2, two x86-64 cores). With 3,000 spins, some 45 microseconds, it is 20, and idle 2 to 3 % less than with
-    no limit; with 1,000 it would be 5 % less.
-    """
-    if platform.machine().lower() in ("x86_64", "amd64"):  # elsewhere a spin is far shorter
-        os.environ.setdefault("GOMP_SPINCOUNT", "3000")  # read when the library is loaded
-    try:
-        import llama_cpp.llama_cpp as found
-    except ImportError as error:
-        raise MissingExtraError("running GGUF models", "gguf") from error
-    module: Any = found
-    level = 0
-
-    def listen(at: int, text: bytes, _data: object) -> None:
-        nonlocal level
-        level = level if at == _CONTINUED else at
-        if level == _ERROR:
-            complaints.append(text.decode("utf-8", "replace").strip())
-
-    callback = module.llama_log_callback(listen)
-    module.llama_log_set(callback, None)
-    module.edge_log_callback = callback  # native code may call it for as long as the module lives
-    module.llama_backend_init()
-    return module
 
 
 @dataclass(slots=True)
@@ -150,7 +114,7 @@ class LlamaModel:
                 raise EngineError(f"llama.cpp cannot use {path.name} with {self._file}: {complaint()}")
         made.context = lib.llama_init_from_model(made.model, self._settings)
         memory = made.context and lib.llama_get_memory(made.context)
-        if not memory or not _set_adapter(lib, made):
+        if not memory or not set_adapter(lib, made):
             what = f"a context of {self._settings.n_ctx} tokens"
             what = "text: it is not a language model" if made.context and not memory else what
             _free_context(lib, made)
@@ -371,16 +335,11 @@ class LlamaModel:
         return row
 
 
-def complaint() -> str:
-    """What llama.cpp has said of its last errors."""
-    return "; ".join(complaints) or "it gives no reason"
-
-
 def _native_path(path: Path) -> bytes:
     return str(path).encode("utf-8", "surrogateescape")
 
 
-def _set_adapter(lib: Any, handles: _Handles) -> bool:
+def set_adapter(lib: Any, handles: _Handles) -> bool:
     """Give the context the adapter, if there is one."""
     if not handles.adapter:
         return True

@@ -18,7 +18,8 @@ from ..kernel_faces import logits
 from ..records import GenerateOptions
 from .gbnf import check_grammar
 from .json_schema import checked_schema
-from .llama import LlamaModel, complaint, complaints, library
+from .llama import LlamaModel
+from .llama_library import complaint, complaints, library
 
 if TYPE_CHECKING:
     from kernels.logits import LogitsFigures

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import EngineError
-from .llama import LlamaModel, _set_adapter
+from .llama import LlamaModel, set_adapter
 from .profile import Tuning
 from .threads import DRAFT, ThreadPace
 
@@ -95,7 +95,7 @@ class SequenceContext:
         if not handle:
             raise EngineError(f"llama.cpp cannot make a context of {cells} tokens for {sequences} sequences")
         self._context, self._memory = handle, lib.llama_get_memory(handle)
-        if not _set_adapter(lib, replace(model._handles, context=handle)):
+        if not set_adapter(lib, replace(model._handles, context=handle)):
             lib.llama_free(handle)
             raise EngineError("llama.cpp cannot use the adapter with many sequences")
         self._free = weakref.finalize(self, _free, lib, handle)

@@ -68,9 +68,9 @@ def _import_engine(opening: Opening) -> None:
     if opening.form == "onnx":
         from . import engine_onnx  # noqa: F401
     else:
-        from . import engine_gguf, llama  # noqa: F401
+        from . import engine_gguf, llama_library  # noqa: F401
 
-        llama.library()
+        llama_library.library()
 
 
 def _sender(file: BinaryIO) -> Send:

@@ -18,7 +18,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_sdk.engines.llama import LlamaModel, library
+from edge_sdk.engines.llama import LlamaModel
+from edge_sdk.engines.llama_library import library
 from edge_sdk.errors import EngineError
 
 from .window_logits import LogitModel

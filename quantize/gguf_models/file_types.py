@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cache
 
-from edge_sdk.engines.llama import library
+from edge_sdk.engines.llama_library import library
 from edge_sdk.errors import ConfigError
 from edge_sdk.model_files.gguf_header import TENSOR_TYPES
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_sdk.engines.llama import library
+from edge_sdk.engines.llama_library import library
 from edge_sdk.errors import ConfigError, EngineError
 from edge_sdk.model_files.gguf_header import TENSOR_TYPES
 

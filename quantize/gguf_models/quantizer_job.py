@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from edge_sdk.device import default_threads
-from edge_sdk.engines.llama import library
+from edge_sdk.engines.llama_library import library
 from edge_sdk.errors import ConfigError, EngineError
 from edge_sdk.model_files.gguf_header import GgufHeader
 

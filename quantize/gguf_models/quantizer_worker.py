@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from edge_sdk.engines.llama import library
+from edge_sdk.engines.llama_library import library
 
 _STRING, _INTEGER = 3, 0  # tags of llama_model_kv_override
 

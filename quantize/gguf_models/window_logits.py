@@ -17,7 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_sdk.device import available_memory, default_threads
-from edge_sdk.engines.llama import LlamaModel, library
+from edge_sdk.engines.llama import LlamaModel
+from edge_sdk.engines.llama_library import library
 from edge_sdk.engines.native_thread import NativeThread
 from edge_sdk.errors import ConfigError, EngineError
 from edge_sdk.model_files.gguf_header import read_header

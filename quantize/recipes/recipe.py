@@ -45,6 +45,7 @@ class DataPart:
     encoder: str = "minilm-l6-int8"  # finds near passages that do not answer, and questions that differ
     questions: int = between(1, 8, default=4)  # a passage, at most
     passages: int | None = between(1, 10_000_000, default=None)  # of all documents, at most
+    shortest: int = between(0, 10_000, default=0)  # characters of a passage that is asked about
     unanswerable: float = between(0.0, 1.0, default=1 / 3)  # of the answered ones asked of another passage, too
     held_out: float = between(0.02, 0.5, default=0.2)  # share that no student ever sees, for evaluation
     calibration: float = between(0.0, 0.5, default=0.1)  # share that fits probabilities and nothing else

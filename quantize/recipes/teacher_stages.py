@@ -89,7 +89,7 @@ def teacher_stages(recipe: Recipe, settings: Settings) -> list[Stage]:
             "passages",
             1,
             lambda job: _passages(job, recipe),
-            {"most": data.passages, "seed": recipe.seed},
+            {"most": data.passages, "shortest": data.shortest, "seed": recipe.seed},
             documents | evaluation_files(recipe),
         ),
         Stage(
@@ -109,9 +109,12 @@ def _passages(job: Job, recipe: Recipe) -> Mapping[str, Any]:
     skipped: list[str] = []
     found = list(dict.fromkeys(read_passages(recipe.data.documents, skipped)))
     leakage = leakage_of(recipe)
-    kept = [each for each in found if leakage is None or not leakage.of_passage(each.text, each.title)]
+    long = [each for each in found if len(each.text) >= recipe.data.shortest]
+    kept = [each for each in long if leakage is None or not leakage.of_passage(each.text, each.title)]
     if not kept:
-        raise ConfigError(f"{recipe.path.name}.data.documents hold no passage", hint=" ".join(skipped[:1]))
+        short = len(found) - len(long)
+        hint = f"{short} are too short: lower data.shortest" if short else " ".join(skipped[:1])
+        raise ConfigError(f"{recipe.path.name}.data.documents hold no passage", hint=hint)
     if recipe.data.passages is not None:
         chosen = set(sorted(kept, key=lambda each: _draw(each.text, recipe.seed))[: recipe.data.passages])
         kept = [each for each in kept if each in chosen]

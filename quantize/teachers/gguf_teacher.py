@@ -23,7 +23,7 @@ from edge_sdk.device import available_memory, default_threads
 from edge_sdk.engines.batching import Batching
 from edge_sdk.engines.cells import Tokens, shared_prefix
 from edge_sdk.engines.engine import check_options, file_fingerprint
-from edge_sdk.engines.llama import library
+from edge_sdk.engines.llama_library import library
 from edge_sdk.engines.profile import DEFAULT, Tuning
 from edge_sdk.engines.prompt_tokens import PromptTokens
 from edge_sdk.engines.repacking import decide_repacking

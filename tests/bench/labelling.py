@@ -24,7 +24,7 @@ from edge_sdk.config import load_settings
 from edge_sdk.device import default_threads, describe
 from edge_sdk.documents.chunk import chunk_document
 from edge_sdk.documents.python_source import parse_module
-from edge_sdk.engines.llama import library
+from edge_sdk.engines.llama_library import library
 from edge_sdk.hub.models import resolve
 from edge_sdk.records import Message
 from quantize.collection import read_jsonl
