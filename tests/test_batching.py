@@ -205,6 +205,18 @@ def test_apart_what_an_answer_leaves_is_copied_for_those_that_begin_alike() -> N
     assert context.copies == 1, "the turn goes on where its beginning lies; for a short one a copy does not pay"
 
 
+def test_apart_what_one_has_left_is_not_cut_for_another_while_there_is_room() -> None:
+    context, system = Context(1_000, 3, 64, apart=True), [1] * 40
+    running = batching(context)
+    talks = [asked([*system, number, 7, 7, 7], 2) for number in (2, 3)]
+    turns = [asked([*system, number, 7, 7, 7, 8], 2) for number in (2, 3)]
+    for each in (*talks, *turns):
+        running.add(each)
+        finished(running)
+    assert [each.begun for each in (*talks, *turns)] == [0, 40, 44, 44]
+    assert all(each.made == each.expected() for each in (*talks, *turns))
+
+
 def test_a_common_beginning_is_evaluated_once_also_when_all_come_at_once() -> None:
     context, system = Context(200, 4, 16), [1] * 40
     running = batching(context)

@@ -146,9 +146,14 @@ class OwnPlaces:
 
     def take(self, length: int, source: Held | None, shared: int) -> tuple[int, int] | None:
         """See `Places.take`; every sequence has the cells of the longest answer."""
-        sequence = self._nearest(source)
-        if sequence is None:
+        able = self._able()
+        if not able:
             return None
+        used = {held.sequence: held.used for held in self.kept}
+        # An empty one, or that of the longest unused; where nothing is lost by it, what is there is gone on with.
+        sequence = min(able, key=lambda each: used.get(each, 0))
+        if source is not None and source.sequence in able and (source.evaluated == shared or len(able) == 1):
+            sequence = source.sequence
         self._taken.add(sequence)
         self._forget(sequence)
         if source is not None and source.sequence != sequence and shared >= self.worth:
@@ -179,17 +184,11 @@ class OwnPlaces:
         taken = self._taken
         return [each for each in range(min(taken), max(taken)) if each not in taken] if taken else []
 
-    def _nearest(self, source: Held | None) -> int | None:
-        """In a gap or beside the others: that of the source, or an empty one, or the longest unused."""
-        every = range(self._context.sequences)
-        near = every
-        if self._taken:
-            near = range(max(0, min(self._taken) - 1), min(len(every), max(self._taken) + 2))
-        able = [each for each in near if each not in self._taken]
-        used = {held.sequence: held.used for held in self.kept}
-        if source is not None and source.sequence in able:
-            return source.sequence
-        return min(able, key=lambda each: used.get(each, 0), default=None)
+    def _able(self) -> list[int]:
+        """The sequences beside the answers under way, or between them; all where there is none."""
+        every, taken = range(self._context.sequences), self._taken
+        near = range(min(taken) - 1, max(taken) + 2) if taken else every
+        return [each for each in near if each in every and each not in taken]
 
     def _forget(self, sequence: int) -> None:
         self.kept[:] = [held for held in self.kept if held.sequence != sequence]
