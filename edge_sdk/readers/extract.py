@@ -5,6 +5,8 @@ Knows nothing of how scores are computed or of files.
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -12,8 +14,11 @@ import numpy as np
 
 from ..model_files.tokenizer import Pieces
 from .description import Answerability
-from .spans import Floats, best_spans, shared_log_total
+from .spans import Floats, Scored, best_spans, likely_spans, shared_log_total
 from .windows import Window
+
+_LIKELY = 16  # spans by whose words an answer is judged
+_WORD = re.compile(r"\w+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,8 +40,9 @@ class Span:
 class Extract:
     """What a reader made of a question; `best` is None only where no passage has a word.
 
-    `margin`: `best` less the best span that says something else, in score. `support`: `best` less "no answer", as
-    log-odds. `passages`: for each the log-odds, by the model's own head, that it holds an answer; -inf without
+    `best` is the likeliest span or one that shares words with it and is expected to say more of what is right.
+    `margin`: the likeliest less the best span that says something else, in score. `support`: it less "no answer",
+    as log-odds. `passages`: for each the log-odds, by the model's own head, that it holds an answer; -inf without
     words. `probability`: that the passages hold an answer, None without a calibration.
     """
 
@@ -65,14 +71,13 @@ class Scores:
         nothing = [shared_log_total([each[:1, side] for each in self.scores]) for side in (0, 1)]
         totals = [shared_log_total([*(each[side] for each in edges), np.array([nothing[side]])]) for side in (0, 1)]
         own = self._passages()
-        found: list[Span] = []
+        found, likely = list[Span](), dict[tuple[int, int, int], Span]()
         for window, (starts, ends) in zip(self.windows, edges, strict=True):
-            text, piece = self.texts[window.passage], self.pieces[window.passage]
-            weight = passage_weight * _log_probability(own[window.passage])
-            for span in best_spans(starts, ends, longest):
-                start, end = piece.starts[window.offset + span.start], piece.ends[window.offset + span.end]
-                score = span.score - sum(totals) + weight
-                found.append(Span(window.passage, start, end, text[start:end], score))
+            less = sum(totals) - passage_weight * _log_probability(own[window.passage])
+            found += [self._span(window, span, less) for span in best_spans(starts, ends, longest)]
+            for each in likely_spans(starts, ends, longest, _LIKELY):
+                span = self._span(window, each, less)
+                likely[span.passage, span.start, span.end] = span  # windows overlap
         ranked = tuple(_different(sorted(found, key=lambda span: -span.score)))
         if not ranked:
             return Extract(None, (), 0.0, float("-inf"), own, None)
@@ -80,7 +85,13 @@ class Scores:
         margin = best.score - others[0].score if others else float("inf")
         support = best.score - (sum(nothing) - sum(totals))
         probability = None if answerability is None else answerability.probability(support, max(own))
-        return Extract(best, tuple(others), margin, support, own, probability)
+        around = sorted(likely.values(), key=lambda span: -span.score)[:_LIKELY]
+        return Extract(_expected_best(best, around), tuple(others), margin, support, own, probability)
+
+    def _span(self, window: Window, scored: Scored, less: float) -> Span:
+        text, pieces = self.texts[window.passage], self.pieces[window.passage]
+        start, end = pieces.starts[window.offset + scored.start], pieces.ends[window.offset + scored.end]
+        return Span(window.passage, start, end, text[start:end], scored.score - less)
 
     def _edges(self, window: Window, scores: Floats) -> tuple[Floats, Floats]:
         """Scores of the passage's tokens as starts and as ends; -inf within words, which are never cut."""
@@ -97,6 +108,28 @@ class Scores:
         for window, each in zip(self.windows, self.scores, strict=True):
             own[window.passage] = max(own[window.passage], float(each[0, 2]))
         return tuple(own)
+
+
+def _expected_best(likeliest: Span, around: Sequence[Span]) -> Span:
+    """Of the spans that share text with the likeliest, the one whose words have the highest expected F1.
+
+    Over all spans `around` as they are likely: where a reader is unsure of the ends of an answer, the likeliest
+    span is often a part of it (minimum Bayes risk: Kumar and Byrne, HLT-NAACL 2004).
+    """
+    weights = np.exp([span.score - likeliest.score for span in around])
+    words = [Counter(_WORD.findall(span.text.casefold())) for span in around]
+    best, most = likeliest, 0.0
+    for span, own in zip(around, words, strict=True):
+        if span.passage == likeliest.passage and span.start < likeliest.end and likeliest.start < span.end:
+            agreed = sum(weight * _f1(own, other) for weight, other in zip(weights, words, strict=True))
+            if agreed > most + 1e-9:  # of equals the likelier
+                best, most = span, agreed
+    return best
+
+
+def _f1(one: Counter[str], other: Counter[str]) -> float:
+    both = one.total() + other.total()
+    return 2 * (one & other).total() / both if both else 1.0
 
 
 def _different(ranked: Sequence[Span]) -> Iterator[Span]:

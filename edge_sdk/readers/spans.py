@@ -34,10 +34,7 @@ def best_spans(starts: Floats, ends: Floats, longest: int, count: int = CANDIDAT
     >>> [(span.start, span.end) for span in best_spans(np.array([3, 0, 1]), np.array([0, 2, 1]), longest=2)]
     [(0, 1), (2, 2)]
     """
-    size = len(starts)
-    sums = np.full((min(longest, size), size), -np.inf, np.float64)  # [tokens of the span less one, start]
-    for more in range(len(sums)):
-        sums[more, : size - more] = starts[: size - more] + ends[more:]
+    sums = _sums(starts, ends, longest)
     found: list[Scored] = []
     while len(found) < count and sums.size:
         start, more = divmod(int(sums.T.argmax()), len(sums))
@@ -47,6 +44,32 @@ def best_spans(starts: Floats, ends: Floats, longest: int, count: int = CANDIDAT
         for length in range(len(sums)):  # spans that end before it, or start after it, stay
             sums[length, max(start - length, 0) : start + more + 1] = -np.inf
     return found
+
+
+def likely_spans(starts: Floats, ends: Floats, longest: int, count: int) -> list[Scored]:
+    """The `count` best spans of at most `longest` tokens, in no order; they may share tokens.
+
+    >>> found = likely_spans(np.array([3, 0, 1]), np.array([0, 2, 1]), longest=2, count=2)
+    >>> sorted((span.start, span.end) for span in found)
+    [(0, 0), (0, 1)]
+    """
+    sums = _sums(starts, ends, longest)
+    best = np.argpartition(sums, -count, None)[-count:] if sums.size > count else np.arange(sums.size)
+    places = ((int(more), int(start)) for more, start in zip(*np.unravel_index(best, sums.shape), strict=True))
+    return [
+        Scored(start, start + more, float(sums[more, start]))
+        for more, start in places
+        if sums[more, start] > -np.inf
+    ]
+
+
+def _sums(starts: Floats, ends: Floats, longest: int) -> NDArray[np.float64]:
+    """Scores [tokens of the span less one, start]; -inf where there is no such span."""
+    size = len(starts)
+    sums = np.full((min(longest, size), size), -np.inf, np.float64)
+    for more in range(len(sums)):
+        sums[more, : size - more] = starts[: size - more] + ends[more:]
+    return sums
 
 
 def shared_log_total(scores: Sequence[Floats]) -> float:
