@@ -17,7 +17,7 @@ help:
 	@echo "make bench     engine and vector search beside their peers, on a quiet machine"
 	@echo "make kernels   the C kernels with sanitizers, and on ARM in an emulator"
 	@echo "make campaign  the long reliability tests"
-	@echo "make students  what examples/assistant holds, made anew from EDGE_DATA: two to three hours"
+	@echo "make students  the recipes of examples/assistant on the data in EDGE_DATA: two to three hours"
 	@echo "make clean     remove .venv and what was built"
 
 install: $(READY)

@@ -62,7 +62,7 @@ class Extractor:
         return Setup(
             {
                 "model": self.reader.fingerprint,
-                "prompt": "the words of a passage",
+                "prompt": "the words of a passage with the highest expected F1",
                 "passages": f"{READ} read",
                 "retrieval": retrieval,
                 "encoder": encoder,

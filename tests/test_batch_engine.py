@@ -27,6 +27,7 @@ from edge_sdk.engines.engine import Engine, Generation
 from edge_sdk.engines.engine_gguf import GgufEngine
 from edge_sdk.engines.llama import LlamaModel
 from edge_sdk.engines.llama_sampler import Sampler
+from edge_sdk.engines.memory import estimate_memory, room
 from edge_sdk.engines.sequences import SequenceContext
 from edge_sdk.errors import (
     ConfigError,
@@ -37,6 +38,7 @@ from edge_sdk.errors import (
     ModelNotFoundError,
     TemplateError,
 )
+from edge_sdk.model_files.gguf_header import read_header
 from edge_sdk.records import GenerateOptions, Message, Token
 from kernels.logits import LogitsFigures
 
@@ -230,6 +232,31 @@ def test_every_sequence_has_its_own_cells_where_that_takes_little_memory(
     with BatchEngine.open(tiny, context=16_384, sequences=64, threads=1) as opened:
         assert made[0].apart == apart
         assert made[0].cells == 16_384 * (64 if apart else 2)
+        assert len(ids(opened.generate(PROMPTS[0], TEN))) == 10
+
+
+@pytest.mark.parametrize("context", [16, 300, 512])
+def test_cells_of_its_own_are_counted_as_llama_cpp_rounds_them(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch, context: int
+) -> None:
+    made = list[SequenceContext]()
+    monkeypatch.setattr(batch_engine, "available_memory", lambda: 1 << 40)
+    monkeypatch.setattr(
+        batch_engine, "SequenceContext", lambda *given, **by: made.append(SequenceContext(*given, **by)) or made[0]
+    )
+    with BatchEngine.open(tiny, context=context, sequences=3, threads=1):
+        found = made[0]._lib.llama_n_ctx(made[0]._context)
+    assert found == made[0].cells == 3 * (256 if context == 16 else 512)
+
+
+def test_what_nobody_asked_for_makes_no_model_too_large(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cells of its own for each would take little of what is free, but with the model they would be too much."""
+    header = read_header(tiny)
+    shared = estimate_memory(header, 2 * 16_384).needed
+    free = next(size for size in range(shared, 1 << 33, 1 << 20) if room(size) >= shared)
+    monkeypatch.setattr(batch_engine, "_OWN_SHARE", 1.0)
+    monkeypatch.setattr(batch_engine, "available_memory", lambda: free)
+    with BatchEngine.open(tiny, context=16_384, sequences=64, threads=1) as opened:
         assert len(ids(opened.generate(PROMPTS[0], TEN))) == 10
 
 

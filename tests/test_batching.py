@@ -34,9 +34,10 @@ class Cell:
 class Context:
     """A `SequenceContext` whose memory is lists of cells."""
 
-    def __init__(self, cells: int, sequences: int, batch: int, apart: bool = False) -> None:
-        self.cells, self.sequences, self.batch, self.apart = cells, sequences, batch, apart
-        self.copies = 0
+    apart = False
+
+    def __init__(self, cells: int, sequences: int, batch: int) -> None:
+        self.cells, self.sequences, self.batch = cells, sequences, batch
         self.held: list[list[Cell]] = []
         self.batches: list[list[tuple[int, int]]] = []  # sequence and number of tokens
         self.clear()
@@ -54,12 +55,8 @@ class Context:
         del self.held[sequence][length:]
 
     def share(self, source: int, target: int, length: int) -> None:
-        assert len(self.held[source]) >= length and source != target
-        assert self.apart or not self.held[target]
+        assert not self.held[target] and len(self.held[source]) >= length
         self.held[target] = self.held[source][:length]
-        if self.apart:
-            self.held[target] = [Cell(cell.token) for cell in self.held[target]]
-            self.copies += 1
 
     def add(self, sequence: int, start: int, tokens: np.ndarray, *, wanted: bool) -> int:
         assert 0 < len(tokens) <= self.room
@@ -76,10 +73,6 @@ class Context:
             place += len(tokens)
             if wanted:
                 self.rows[place] = following([cell.token for cell in row])
-        if self.apart:
-            assert all(len(row) <= self.cells // self.sequences for row in self.held)
-            order = [sequence for sequence, _, _, _ in added]
-            assert order == sorted(order), "in rising order"
         assert len({id(cell) for row in self.held for cell in row}) <= self.cells
         if stopped():
             return False
@@ -91,6 +84,45 @@ class Context:
 
     def row(self, place: int) -> int:
         return self.rows[place]
+
+
+class Apart(Context):
+    """With a buffer for each sequence. As in llama.cpp a copy takes the whole of one, when a batch is evaluated."""
+
+    apart = True
+
+    def clear(self) -> None:
+        self.copies, self._due = 0, list[tuple[int, int]]()
+        self._buffers = [np.full(self.cells // self.sequences, -1) for _ in range(self.sequences)]
+        self._lengths = [0] * self.sequences
+        super().clear()
+
+    def cut(self, sequence: int, length: int) -> None:
+        self._lengths[sequence] = min(self._lengths[sequence], length)
+
+    def share(self, source: int, target: int, length: int) -> None:
+        assert self._lengths[source] >= length and source != target
+        self._due.append((source, target))
+        self._lengths[target] = length
+        self.copies += 1
+
+    def evaluate(self, stopped: Callable[[], bool]) -> bool:
+        for source, target in self._due:
+            self._buffers[target][:] = self._buffers[source]
+        added, place, self.rows = self.added, -1, {}
+        self.added, self._due = [], []
+        assert [sequence for sequence, *_ in added] == sorted(sequence for sequence, *_ in added), "in rising order"
+        for sequence, start, tokens, wanted in added:
+            assert self._lengths[sequence] == start, "positions are consecutive"
+            end = self._lengths[sequence] = start + len(tokens)
+            self._buffers[sequence][start:end] = tokens
+            place += len(tokens)
+            if wanted:
+                self.rows[place] = following(self._buffers[sequence][:end].tolist())
+        if stopped():
+            return False
+        self.batches.append([(sequence, len(tokens)) for sequence, _, tokens, _ in added])
+        return True
 
 
 @dataclass(eq=False)
@@ -146,9 +178,14 @@ PROMPTS = st.lists(st.integers(0, 1), min_size=1, max_size=9)
 @settings(max_examples=80, deadline=None)
 def test_any_schedule_gives_the_answers_of_one_after_the_other(data: st.DataObject, apart: bool) -> None:
     sequences = data.draw(st.integers(1, 4))
-    cells = 14 * sequences if apart else data.draw(st.integers(14, 40))
-    context = Context(cells, sequences, data.draw(st.integers(sequences, 12)), apart)
+    batch = data.draw(st.integers(sequences, 12))
+    context = (
+        Apart(14 * sequences, sequences, batch)
+        if apart
+        else Context(data.draw(st.integers(14, 40)), sequences, batch)
+    )
     running = batching(context, data.draw(st.integers(0, 30)))
+    running._places.worth = data.draw(st.integers(1, 4)) if apart else 1  # prompts are short here
     log, everyone, dropped = list[Asked](), list[Asked](), set[int]()
     interrupted = False
     for _ in range(data.draw(st.integers(1, 25))):
@@ -177,7 +214,7 @@ def test_any_schedule_gives_the_answers_of_one_after_the_other(data: st.DataObje
 
 
 def test_answers_that_are_apart_close_up_when_one_between_them_ends() -> None:
-    context = Context(400, 4, 64, apart=True)
+    context = Apart(400, 4, 64)
     running = batching(context)
     everyone = [asked([number] * 40, tokens) for number, tokens in enumerate((9, 3, 9, 5))]
     for each in everyone:
@@ -187,11 +224,11 @@ def test_answers_that_are_apart_close_up_when_one_between_them_ends() -> None:
     for batch in context.batches:
         sequences = [sequence for sequence, _ in batch]
         assert sequences == list(range(sequences[0], sequences[0] + len(sequences)))
-    assert context.copies == 2, "the fourth into the place of the second, and when it ends there, the third"
+    assert context.copies == 3, "the fourth into the second's place; then the third, and what the fourth has left"
 
 
 def test_apart_what_an_answer_leaves_is_copied_for_those_that_begin_alike() -> None:
-    context, system = Context(1_000, 4, 64, apart=True), [1] * 40
+    context, system = Apart(1_000, 4, 64), [1] * 40
     running = batching(context)
     first = asked([*system, 2], 1)
     running.add(first)
@@ -206,7 +243,7 @@ def test_apart_what_an_answer_leaves_is_copied_for_those_that_begin_alike() -> N
 
 
 def test_apart_what_one_has_left_is_not_cut_for_another_while_there_is_room() -> None:
-    context, system = Context(1_000, 3, 64, apart=True), [1] * 40
+    context, system = Apart(1_000, 3, 64), [1] * 40
     running = batching(context)
     talks = [asked([*system, number, 7, 7, 7], 2) for number in (2, 3)]
     turns = [asked([*system, number, 7, 7, 7, 8], 2) for number in (2, 3)]
@@ -215,6 +252,19 @@ def test_apart_what_one_has_left_is_not_cut_for_another_while_there_is_room() ->
         finished(running)
     assert [each.begun for each in (*talks, *turns)] == [0, 40, 44, 44]
     assert all(each.made == each.expected() for each in (*talks, *turns))
+
+
+def test_apart_what_one_has_left_is_copied_away_when_another_moves_into_its_place() -> None:
+    context = Apart(1_600, 8, 64)
+    running = batching(context)
+    talks = [asked([number] * 40, tokens) for number, tokens in ((1, 30), (2, 2), (3, 30))]
+    for each in talks:
+        running.add(each)
+    finished(running)
+    turn = asked([2] * 40 + talks[1].made + [1], 2)
+    running.add(turn)
+    finished(running)
+    assert turn.begun == 41 and turn.made == turn.expected()
 
 
 def test_a_common_beginning_is_evaluated_once_also_when_all_come_at_once() -> None:

@@ -237,7 +237,19 @@ def test_where_the_ends_are_uncertain_the_answer_holds_what_most_likely_ones_sha
     window[first : first + 3] = np.array([[1.0, -9, 0], [sure, sure - 0.2, 0], [-9, 0.9, 0]], np.float32)
     found = replace(scores, scores=[window]).extract(30)
     assert found.best is not None and found.best.text == text
-    assert found.margin == np.inf or found.margin >= 0
+
+
+def test_what_one_window_has_found_no_other_takes_back(tmp_path: Path) -> None:
+    """The windows of a long passage overlap; one that sees no answer scores the same words, too."""
+    write_reader(tmp_path, WORDS)
+    opened = Reader.open(tmp_path, threads=1)
+    scores = opened.score("Which?", ["red blue button " * 100])
+    assert len(scores.windows) > 1
+    first, rest = scores.scores[0].copy(), [np.zeros_like(each) for each in scores.scores[1:]]
+    overlap = scores.windows[1].offset - scores.windows[0].offset + scores.windows[0].first
+    first[overlap, 0] = first[overlap, 1] = 20.0
+    found = replace(scores, scores=[first, *rest]).extract(30)
+    assert found.best is not None and found.best.text in WORDS and found.best.score > -1
 
 
 def _made() -> tuple[Path, Reader]:

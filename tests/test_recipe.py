@@ -189,7 +189,9 @@ def test_a_reader_learns_more_from_that_of_a_bundle(workshop: Workshop, capsys: 
     workshop.distill("--json")
     text = workshop.recipe.read_text()
     try:
-        workshop.recipe.write_text(text.replace("[reader]", "[reader]\nstart = 'manuals.edge'"))
+        copy = workshop.folder / "earlier.edge"
+        copy.write_bytes(workshop.out.read_bytes())
+        workshop.recipe.write_text(text.replace("[reader]", "[reader]\nstart = 'earlier.edge'"))
         capsys.readouterr()
         assert workshop.distill("--until", "reader-export", "--json") == 0
         stages = {each["stage"]: each for each in document(capsys)["stages"]}
@@ -197,6 +199,9 @@ def test_a_reader_learns_more_from_that_of_a_bundle(workshop: Workshop, capsys: 
         workshop.recipe.write_text(text.replace("[reader]", "[reader]\nstart = 'none.edge'"))
         assert workshop.distill("--until", "reader-export") == 1
         assert "there is no bundle" in capsys.readouterr().err
+        workshop.recipe.write_text(text.replace("[reader]", "[reader]\nstart = 'manuals.edge'"))
+        assert workshop.distill() == 1
+        assert "would start from what it writes" in capsys.readouterr().err
     finally:
         workshop.recipe.write_text(text)
 

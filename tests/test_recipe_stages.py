@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterator
 from pathlib import Path
 from threading import Event
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,6 +19,7 @@ from test_ledger_examples import fill
 from edge_sdk.config import Settings, load_settings
 from edge_sdk.errors import ConfigError, EdgeError, OfflineError
 from quantize.collection import Update
+from quantize.recipes import teacher_stages
 from quantize.recipes.bundle_stages import mini_evaluation
 from quantize.recipes.cache import Result, Work
 from quantize.recipes.pipeline import stages_of
@@ -81,6 +84,25 @@ def test_a_teacher_that_was_interrupted_is_asked_for_the_rest_alone(bench: Bench
     assert done.figures["kept"] == 18 and done.figures["answered"] == 24
     assert 24 <= count[0] <= 24 + 2  # those under way when it was stopped
     assert done.cost == pytest.approx(24 * (50 * 1.00 + 10 * 2.00) / 1e6)
+
+
+def test_after_its_minutes_a_teacher_is_asked_about_no_more_passages(
+    bench: Bench, server: Loopback, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = itertools.count(0, 30)
+    monkeypatch.setattr(teacher_stages, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    bench.write({"documents": "manuals"}, teacher=bench.remote(server, minutes=1.5))
+    done = bench.run("teacher")["teacher"]
+    assert done.figures["answered"] == 2 * 4 and done.figures["kept"] == 2 * 3, "what was begun is finished"
+
+
+def test_passages_that_are_too_short_are_not_asked_about(bench: Bench, server: Loopback) -> None:
+    (bench.folder / "manuals" / "short.md").write_text("# Tarn\n\nA town.\n")
+    bench.write({"documents": "manuals", "shortest": 60}, teacher=bench.remote(server))
+    assert bench.run("passages")["passages"].figures["passages"] == 6
+    bench.write({"documents": "manuals", "shortest": 9_000}, teacher=bench.remote(server))
+    with pytest.raises(ConfigError, match=r"all are too short: lower data\.shortest"):
+        bench.run("passages")
 
 
 def test_a_plan_says_what_the_teacher_may_take(bench: Bench, server: Loopback) -> None:

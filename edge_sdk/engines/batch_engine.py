@@ -24,7 +24,7 @@ from ..records import GenerateOptions, GenerationResult, Message, Token
 from .batch_worker import Asked, BatchWorker
 from .engine import Generation, adapted_fingerprint, check_options, file_fingerprint
 from .llama_library import library
-from .memory import fit_tuning
+from .memory import estimate_memory, fit_tuning, room, rounded
 from .profile import DEFAULT, Tuning
 from .prompt_tokens import PromptTokens
 from .sequences import MOST_SEQUENCES, SequenceContext, SequenceModel
@@ -101,18 +101,21 @@ class BatchEngine:
             header = replace(header, chat_template=template)
         name = name or header.name or path.stem
         longest = min(longest, header.context_length or longest, cells or longest)
-        free = available_memory()
-        roomy = free is not None and header.kv_bytes(longest * sequences) <= _OWN_SHARE * free
-        cells = cells or longest * (sequences if roomy else min(2, sequences))
         adapted, size = None, 0
         if adapter is not None:
             read_adapter(adapter, header)
             adapted, size = file_fingerprint(adapter), adapter.stat().st_size
+        free, own = available_memory(), sequences * rounded(longest)
+        if cells is None and free is not None and not gpu_layers:
+            wanted = estimate_memory(header, own, tuning, adapter=size)
+            cells = own if wanted.cache <= _OWN_SHARE * free and wanted.needed <= room(free) else None
+        cells = cells or longest * min(2, sequences)
+        apart = cells >= own and sequences > 1
+        cells = own if apart else cells
         tuning = fit_tuning(name, header, cells, tuning, free, adapter=size)
         model = SequenceModel(path, threads=threads, gpu_layers=gpu_layers, tuning=tuning, adapter=adapter)
         try:
             batch = max(min(tuning.batch, cells), sequences)
-            apart = cells >= longest * sequences > longest
             made = SequenceContext(model, cells=cells, sequences=sequences, batch=batch, tuning=tuning, apart=apart)
         except EngineError:
             model.close()

@@ -92,6 +92,11 @@ def room(free: int) -> int:
     return max(0, free - min(free // 5, RESERVE))
 
 
+def rounded(context: int) -> int:
+    """The cells that llama.cpp makes for a context of so many tokens."""
+    return -(-context // _CELLS) * _CELLS
+
+
 def fit_tuning(
     name: str, header: GgufHeader, context: int, tuning: Tuning, free: int | None, *, adapter: int = 0
 ) -> Tuning:
@@ -164,8 +169,7 @@ def _refusal(
 
 
 def _cache(header: GgufHeader, context: int, tuning: Tuning) -> int:
-    cells = -(-context // _CELLS) * _CELLS
-    return int(header.kv_bytes(cells) * (_Q8_0 if tuning.cache_type == "Q8_0" else 1.0))
+    return int(header.kv_bytes(rounded(context)) * (_Q8_0 if tuning.cache_type == "Q8_0" else 1.0))
 
 
 def _copies(header: GgufHeader, tuning: Tuning, machine: str | None) -> tuple[int, int]:
@@ -186,7 +190,7 @@ def _compute(header: GgufHeader, context: int, tuning: Tuning) -> int:
 
     llama.cpp reserves far more, for the logits of every token of a batch, but only the last token's are computed.
     """
-    batch, cells = min(tuning.batch, context), -(-context // _CELLS) * _CELLS
+    batch, cells = min(tuning.batch, context), rounded(context)
     width, feed, heads = header.n_embd or 0, _feed_forward(header), header.n_head or 0
     keys = max(header.n_head_kv, default=0) * header.head_bytes // 4  # numbers of all heads' keys, or values
     queries = heads * header.head_bytes // 4

@@ -171,14 +171,24 @@ class OwnPlaces:
         self.kept.append(held)
 
     def arrange(self, running: Sequence[Held]) -> None:
-        """Move the last ones into the gaps that ended answers have left; what is kept there is forgotten."""
+        """Move the last ones into the gaps that ended ones have left, and what is kept there to an empty one."""
         while gap := self._gaps():
             last = max(running, key=lambda held: held.sequence)
+            self._save(gap[0])
             self._forget(gap[0])
             self._context.share(last.sequence, gap[0], last.evaluated)
             self._context.cut(last.sequence, 0)
             self._taken ^= {gap[0], last.sequence}
             last.sequence = gap[0]
+
+    def _save(self, sequence: int) -> None:
+        """Copy what is kept there to a sequence that holds nothing, if there is one."""
+        full = self._taken | {held.sequence for held in self.kept}
+        empty = next((each for each in range(self._context.sequences) if each not in full), None)
+        for held in self.kept:
+            if held.sequence == sequence and held.evaluated >= self.worth and empty is not None:
+                self._context.share(sequence, empty, held.evaluated)
+                held.sequence = empty
 
     def _gaps(self) -> list[int]:
         taken = self._taken

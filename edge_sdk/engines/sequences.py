@@ -132,11 +132,6 @@ class SequenceContext:
         self._lib.llama_memory_clear(self._memory, True)
         self._struct.n_tokens = 0
 
-    @property
-    def room(self) -> int:
-        """Tokens that may still be added."""
-        return self.batch - int(self._struct.n_tokens)
-
     def cut(self, sequence: int, length: int) -> None:
         """Keep the first `length` tokens of a sequence."""
         if not self._lib.llama_memory_seq_rm(self._memory, sequence, length, -1):
@@ -145,7 +140,7 @@ class SequenceContext:
     def share(self, source: int, target: int, length: int) -> None:
         """Make the first `length` tokens of `source`, which are evaluated, those of `target`.
 
-        Sequences that are not apart have to be empty for it.
+        Where sequences are not apart, `target` has to be empty.
         """
         if self.apart:  # a whole buffer is copied, or nothing
             self._lib.llama_memory_seq_cp(self._memory, source, target, -1, -1)

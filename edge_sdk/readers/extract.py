@@ -40,10 +40,11 @@ class Span:
 class Extract:
     """What a reader made of a question; `best` is None only where no passage has a word.
 
-    `best` is the likeliest span or one that shares words with it and is expected to say more of what is right.
-    `margin`: the likeliest less the best span that says something else, in score. `support`: it less "no answer",
-    as log-odds. `passages`: for each the log-odds, by the model's own head, that it holds an answer; -inf without
-    words. `probability`: that the passages hold an answer, None without a calibration.
+    `best` is the likeliest span or one that shares words with it and is expected to say more of what is right;
+    `others` say something else than either. `margin`: the likeliest less the best that says something else, in
+    score. `support`: the likeliest less "no answer", as log-odds. `passages`: for each the log-odds, by the model's
+    own head, that it holds an answer; -inf without words. `probability`: that the passages hold an answer, None
+    without a calibration.
     """
 
     best: Span | None
@@ -77,16 +78,19 @@ class Scores:
             found += [self._span(window, span, less) for span in best_spans(starts, ends, longest)]
             for each in likely_spans(starts, ends, longest, _LIKELY):
                 span = self._span(window, each, less)
-                likely[span.passage, span.start, span.end] = span  # windows overlap
+                place = span.passage, span.start, span.end
+                if place not in likely or likely[place].score < span.score:  # windows overlap
+                    likely[place] = span
         ranked = tuple(_different(sorted(found, key=lambda span: -span.score)))
         if not ranked:
             return Extract(None, (), 0.0, float("-inf"), own, None)
-        best, *others = ranked
-        margin = best.score - others[0].score if others else float("inf")
-        support = best.score - (sum(nothing) - sum(totals))
+        likeliest, *others = ranked
+        margin = likeliest.score - others[0].score if others else float("inf")
+        support = likeliest.score - (sum(nothing) - sum(totals))
         probability = None if answerability is None else answerability.probability(support, max(own))
-        around = sorted(likely.values(), key=lambda span: -span.score)[:_LIKELY]
-        return Extract(_expected_best(best, around), tuple(others), margin, support, own, probability)
+        best = _expected_best(likeliest, sorted(likely.values(), key=lambda span: -span.score)[:_LIKELY])
+        different = tuple(span for span in others if _said(span) != _said(best))
+        return Extract(best, different, margin, support, own, probability)
 
     def _span(self, window: Window, scored: Scored, less: float) -> Span:
         text, pieces = self.texts[window.passage], self.pieces[window.passage]
@@ -136,10 +140,13 @@ def _different(ranked: Sequence[Span]) -> Iterator[Span]:
     """The spans whose words no better one has, in the same order."""
     seen: set[str] = set()
     for span in ranked:
-        words = " ".join(span.text.casefold().split())
-        if words not in seen:
-            seen.add(words)
+        if _said(span) not in seen:
+            seen.add(_said(span))
             yield span
+
+
+def _said(span: Span) -> str:
+    return " ".join(span.text.casefold().split())
 
 
 def _log_probability(odds: float) -> float:

@@ -63,7 +63,7 @@ def evaluation_stage(recipe: Recipe, settings: Settings, before: Sequence[str]) 
     facts = {**asdict(recipe.evaluate), "data": None, "seed": recipe.seed}
     if recipe.teacher is not None and recipe.evaluate.teacher:
         facts["answers"] = teacher_facts(recipe.teacher, settings)
-    return Stage("evaluate", 1, lambda job: _evaluate(job, recipe, settings), facts, files, ("curate", *made))
+    return Stage("evaluate", 2, lambda job: _evaluate(job, recipe, settings), facts, files, ("curate", *made))
 
 
 def _evaluate(job: Job, recipe: Recipe, settings: Settings) -> Mapping[str, Any]:

@@ -26,6 +26,7 @@ class TeacherPart:
     model: str | None = None  # a catalog name or a .gguf file
     at_once: int | None = between(1, 256, default=None)  # sequences (else 48), or requests under way (else 8)
     threads: int | None = between(1, 1024, default=None)
+    minutes: float | None = between(0.0, 1e6, default=None)  # after which no more passages are asked about
     remote: str | None = None
     remote_model: str | None = None
     key_file: Path | None = None
@@ -192,6 +193,9 @@ def _check(it: Recipe) -> None:
             raise ConfigError(
                 f"{where} would read what it writes: {made} is in {inside[0]}", hint="name another place for one"
             )
+    if it.reader and it.bundle and it.reader.start and it.reader.start.resolve() == it.bundle.out.resolve():
+        hint = "name another place for bundle.out"
+        raise ConfigError(f"{where} would start from what it writes: {it.bundle.out}", hint=hint)
     if it.data.held_out + it.data.calibration >= 1:
         raise ConfigError(f"{where}.data leaves nothing to learn from", hint="lower held_out or calibration")
     if not (it.reader or it.decoder or it.encoder or it.head):

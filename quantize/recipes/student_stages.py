@@ -17,6 +17,8 @@ from edge_sdk.encoders.encoders import open_encoder
 from edge_sdk.errors import ConfigError
 from edge_sdk.hub.models import InstalledModel, resolve
 from edge_sdk.model_files.onnx_session import find_model
+from edge_sdk.readers.description import FILE, Description
+from edge_sdk.readers.windows import Limits
 
 from ..training_data.cloze import cloze_examples
 from ..training_data.example import Example, read_examples
@@ -57,6 +59,9 @@ def _reader_stages(recipe: Recipe, part: ReaderPart, settings: Settings) -> list
     base = _reader_base(part, settings)
     learned = {name: value for name, value in asdict(part).items() if name not in ("base", "start", "form")}
     files = {"base": find_model(base), "tokenizer": base / "tokenizer.json"}
+    if part.start is not None:
+        learned["goes on"] = True
+        files["description"] = base / FILE
     return [
         Stage(
             "reader",
@@ -68,7 +73,7 @@ def _reader_stages(recipe: Recipe, part: ReaderPart, settings: Settings) -> list
         ),
         Stage(
             "reader-export",
-            1,
+            2,
             lambda job: _export_reader(job, part, base),
             {"form": part.form, "distractors": recipe.evaluate.distractors},
             files,
@@ -95,17 +100,21 @@ def _opened(part: ReaderPart, base: Path) -> ReaderModel:
     return ReaderModel.open(base) if part.start is None else ReaderModel.go_on(base)
 
 
+def _limits(part: ReaderPart, base: Path) -> Limits:
+    return Limits() if part.start is None else Description.read(base).limits
+
+
 def _train_reader(job: Job, part: ReaderPart, base: Path, seed: int, threads: int | None) -> Mapping[str, Any]:
     torch = import_torch(threads)
     from edge_sdk.model_files.tokenizer import Tokenizer
-    from edge_sdk.readers.windows import Limits, Windows
+    from edge_sdk.readers.windows import Windows
 
     from ..students.reader_data import ReaderData
     from ..students.reader_training import ReaderTraining, train_reader
 
     torch.manual_seed(seed)  # the head's first weights
     model = _opened(part, base)
-    windows = Windows(Tokenizer.open(base / "tokenizer.json", literal=True), Limits())
+    windows = Windows(Tokenizer.open(base / "tokenizer.json", literal=True), _limits(part, base))
     examples = _examples(job, TRAIN)
     practice = list(cloze_examples(_practice_passages(job, examples), most=part.cloze, seed=seed))
     data = ReaderData([*examples, *practice], windows)
@@ -129,7 +138,6 @@ def _practice_passages(job: Job, examples: Sequence[Example]) -> list[SourcePass
 def _export_reader(job: Job, part: ReaderPart, base: Path) -> Mapping[str, Any]:
     """The folder of a reader, and in its description what a probability is, where there are enough questions."""
     torch = import_torch()
-    from edge_sdk.readers.description import Description
     from edge_sdk.readers.reader import Reader
 
     from ..students.reader_calibration import Case, fit_description
@@ -140,18 +148,19 @@ def _export_reader(job: Job, part: ReaderPart, base: Path) -> Mapping[str, Any]:
     fitting = _examples(job, CALIBRATION)
     out, trained = job.folder / READER, dict(job.results["reader"].figures)
     samples = [(each.question, each.passage) for each in fitting[:_SAMPLES]]
-    description = Description(trained={name: trained[name] for name in ("examples", "steps", "loss")})
+    told = {name: trained[name] for name in ("examples", "steps", "loss")}
+    description = Description(_limits(part, base), trained=told)
     tokenizer = base / "tokenizer.json"
     parity = export_reader(model.eval(), tokenizer, out, description, form=part.form, samples=samples)
     cases = [
         Case(each.question, each.passages, each.answers) for each in tasks_of(fitting, distractors=2, absent=1.0)
     ]
-    told = "fitted"
+    probability = "fitted"
     try:
         fit_description(Reader.open(out, threads=1), cases).write(out)
     except ConfigError as error:
-        told = f"none: {error.message}"
-    return {"parity": parity_row(parity), "probability": told, "bytes": sum(_sizes(out))}
+        probability = f"none: {error.message}"
+    return {"parity": parity_row(parity), "probability": probability, "bytes": sum(_sizes(out))}
 
 
 # --- the encoder and heads --------------------------------------------------------------------------

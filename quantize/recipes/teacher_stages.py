@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
+from itertools import takewhile
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -96,7 +99,11 @@ def teacher_stages(recipe: Recipe, settings: Settings) -> list[Stage]:
             "teacher",
             1,
             lambda job: _teacher(job, recipe, settings),
-            {"teacher": teacher_facts(recipe.teacher, settings), "questions": data.questions},
+            {
+                "teacher": teacher_facts(recipe.teacher, settings),
+                "questions": data.questions,
+                "minutes": recipe.teacher.minutes,
+            },
             asked | near,
             ("passages",),
             lambda results: _expected(results["passages"], recipe),
@@ -112,8 +119,7 @@ def _passages(job: Job, recipe: Recipe) -> Mapping[str, Any]:
     long = [each for each in found if len(each.text) >= recipe.data.shortest]
     kept = [each for each in long if leakage is None or not leakage.of_passage(each.text, each.title)]
     if not kept:
-        short = len(found) - len(long)
-        hint = f"{short} are too short: lower data.shortest" if short else " ".join(skipped[:1])
+        hint = "all are too short: lower data.shortest" if found and not long else " ".join(skipped[:1])
         raise ConfigError(f"{recipe.path.name}.data.documents hold no passage", hint=hint)
     if recipe.data.passages is not None:
         chosen = set(sorted(kept, key=lambda each: _draw(each.text, recipe.seed))[: recipe.data.passages])
@@ -150,7 +156,7 @@ def _teacher(job: Job, recipe: Recipe, settings: Settings) -> Mapping[str, Any]:
         found = [
             each.example
             for each in generate_examples(
-                passages,
+                _in_time(passages, recipe.teacher.minutes),
                 teacher,
                 most=recipe.data.questions,
                 progress=lambda done, total, detail: job.progress(done, len(passages), detail),
@@ -174,6 +180,12 @@ def _teacher(job: Job, recipe: Recipe, settings: Settings) -> Mapping[str, Any]:
         "missed": teacher.missed,
         **drops.to_dict(),
     }
+
+
+def _in_time(passages: Sequence[SourcePassage], minutes: float | None) -> Iterator[SourcePassage]:
+    """The passages for as long as there is time to begin with another."""
+    end = math.inf if minutes is None else time.monotonic() + 60 * minutes
+    return takewhile(lambda _: time.monotonic() < end, passages)
 
 
 def _unlabelled(recipe: Recipe, settings: Settings, passages: Sequence[SourcePassage]) -> Iterator[Unlabelled]:
