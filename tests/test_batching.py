@@ -245,12 +245,12 @@ def test_apart_what_an_answer_leaves_is_copied_for_those_that_begin_alike() -> N
 def test_apart_what_one_has_left_is_not_cut_for_another_while_there_is_room() -> None:
     context, system = Apart(1_000, 3, 64), [1] * 40
     running = batching(context)
-    talks = [asked([*system, number, 7, 7, 7], 2) for number in (2, 3)]
-    turns = [asked([*system, number, 7, 7, 7, 8], 2) for number in (2, 3)]
+    talks = [asked([*system, *[number] * 40], 2) for number in (2, 3)]
+    turns = [asked([*system, *[number] * 40, 8], 2) for number in (2, 3)]
     for each in (*talks, *turns):
         running.add(each)
         finished(running)
-    assert [each.begun for each in (*talks, *turns)] == [0, 40, 44, 44]
+    assert [each.begun for each in (*talks, *turns)] == [0, 40, 80, 80]
     assert all(each.made == each.expected() for each in (*talks, *turns))
 
 

@@ -59,7 +59,7 @@ def test_reader_and_decoder_are_calibrated_and_share_the_risk(tmp_path: Path) ->
     made = calibrate_bundle(job(tmp_path, 90, ["decoder", "reader"]), load_settings({"home": tmp_path}, {}))
     assert made == {"calibrations": 2, "questions": 90}
     found = [load(path) for path in sorted((tmp_path / "out" / CALIBRATIONS).glob("*.json"))]
-    assert {each.setup.parts["prompt"] == "the words of a passage" for each in found} == {True, False}
+    assert {each.setup.parts["prompt"].startswith("the words of a passage") for each in found} == {True, False}
     assert [each.certificate.alpha for each in found if each.certificate] == [0.05, 0.05]
 
 

@@ -150,10 +150,13 @@ class OwnPlaces:
         if not able:
             return None
         used = {held.sequence: held.used for held in self.kept}
-        # An empty one, or that of the longest unused; where nothing is lost by it, what is there is gone on with.
+        # An empty one, or that of the longest unused; where little is lost by it, what is there is gone on with.
         sequence = min(able, key=lambda each: used.get(each, 0))
-        if source is not None and source.sequence in able and (source.evaluated == shared or len(able) == 1):
-            sequence = source.sequence
+        if source is not None and source.sequence in able:
+            little = (
+                source.evaluated - shared < self.worth
+            )  # the end of an answer may be other tokens in the next turn
+            sequence = source.sequence if little or len(able) == 1 else sequence
         self._taken.add(sequence)
         self._forget(sequence)
         if source is not None and source.sequence != sequence and shared >= self.worth:
