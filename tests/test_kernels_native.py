@@ -1,4 +1,4 @@
-"""The programs of `native/` with sanitizers, and built for 64-bit ARM and run in an emulator (skipped ones are named by `make campaign`)."""
+"""The programs of `native/` with sanitizers, and built for 64-bit ARM and run in an emulator (`make campaign`)."""
 
 from __future__ import annotations
 
