@@ -17,6 +17,7 @@ COMMANDS = {
     "search": ("commands.documents", "find passages"),
     "ask": ("commands.answers", "answer one question from the documents, with citations"),
     "chat": ("commands.answers", "ask question after question"),
+    "serve": ("commands.serve", "answer programs over HTTP, as OpenAI's interface does"),
     "calibrate": ("commands.route", "learn from labelled questions how likely local answers are to be right"),
     "route report": ("commands.route", "show what each calibration is worth, and its certificate"),
     "route explain": ("commands.route", "say why a question went where it did"),

@@ -43,6 +43,7 @@ class Settings:
     background: bool  # adding documents gives way to whatever else needs the cores
     prefix_cache: int  # MB of evaluated prompts kept under HOME/prefixes; 0: none
     isolated: bool  # the language model runs in a process of its own
+    parallel: int  # answers that the language model generates at once, where its engine can
     speculation: bool  # a quoting answer is evaluated several tokens at a time, where that pays
     remote: str | None
     remote_model: str | None
@@ -80,6 +81,7 @@ _DEFAULTS: dict[str, str | None] = {
     "background": "1",
     "prefix_cache": "256",
     "isolated": "0",
+    "parallel": "1",
     "speculation": "0",
     "remote": None,
     "remote_model": None,
@@ -167,6 +169,7 @@ def load_settings(
         background=switch("background"),
         prefix_cache=number("prefix_cache", 0),
         isolated=switch("isolated"),
+        parallel=number("parallel", 1),
         speculation=switch("speculation"),
         remote=text("remote"),
         remote_model=text("remote_model"),

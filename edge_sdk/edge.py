@@ -14,8 +14,9 @@ from datetime import UTC, datetime
 from functools import cached_property, lru_cache
 from pathlib import Path
 from threading import Event as Flag
+from threading import RLock
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Self, TypeVar, overload
 from uuid import uuid4
 
 from .config import Settings, load_settings
@@ -47,8 +48,29 @@ if TYPE_CHECKING:
     from .storage.store import Store
 
 
+_T = TypeVar("_T")
+
+
+class _opened_once(cached_property[_T]):
+    """A property that is opened when it is first asked for, once, however many threads ask."""
+
+    @overload
+    def __get__(self, edge: None, owner: Any = None) -> Self: ...
+    @overload
+    def __get__(self, edge: object, owner: Any = None) -> _T: ...
+    def __get__(self, edge: Any, owner: Any = None) -> Self | _T:
+        if edge is None:
+            return self
+        with edge._opening:
+            found: _T = super().__get__(edge, owner)
+            return found
+
+
 class Edge:
     """An assistant over one store. Opening costs little; encoder and model load when they are first needed.
+
+    Several threads may use one, each with a question of its own; that several answers are generated at once takes
+    an engine that can (`parallel` in the settings), another raises `EngineError` while it is busy.
 
     >>> with Edge.open("manuals.db", model="smollm2") as edge:  # doctest: +SKIP
     ...     edge.add(["manual.pdf"])
@@ -86,7 +108,8 @@ class Edge:
         self.policy = policy or Policy("remote" if asks else "abstain")
         self.calibrations = calibrations
         self._open_encoder, self._open_engine, self._open_reader = encoder, engine, reader
-        self._sampling = sampling or GenerateOptions()
+        self.sampling = sampling or GenerateOptions()
+        self._opening = RLock()
 
     @classmethod
     def open(
@@ -128,21 +151,21 @@ class Edge:
             unload_after=settings.unload_after,
         )
 
-    @cached_property
+    @_opened_once
     def encoder(self) -> Encoder:
         """The text encoder, loaded on first use."""
         return self._open_encoder()
 
-    @cached_property
+    @_opened_once
     def _vector(self) -> Callable[[str], NDArray[np.float32]]:
         """A question to its vector; the last is remembered, for reader, model and remote each ask for it."""
         return lru_cache(maxsize=1)(lambda text: self.encoder.encode([text])[0])
 
-    @cached_property
+    @_opened_once
     def _drafter(self) -> Drafter:
-        return Drafter(*self._open_engine(), self._sampling, lambda texts: self.encoder.encode(texts))
+        return Drafter(*self._open_engine(), self.sampling, lambda texts: self.encoder.encode(texts))
 
-    @cached_property
+    @_opened_once
     def extractor(self) -> Extractor | None:
         """The reader, loaded on first use; None without one."""
         reader = self._open_reader() if self._open_reader is not None else None
@@ -155,7 +178,9 @@ class Edge:
 
     def unload(self) -> None:
         """Free the language model; the next question loads it again. A running answer ends with `EngineError`."""
-        if drafter := self.__dict__.pop("_drafter", None):
+        with self._opening:
+            drafter = self.__dict__.pop("_drafter", None)
+        if drafter is not None:
             drafter.engine.close()
 
     def add(
@@ -368,7 +393,7 @@ class Edge:
             return replace(answer, id="", reasons=(*answer.reasons, f"the decision was not kept: {error}"))
         return answer
 
-    @cached_property
+    @_opened_once
     def handoff(self) -> Handoff | None:
         """The way to the remote, through privacy gate, budget and ledger; None without one."""
         if self.remote is None:

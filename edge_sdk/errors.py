@@ -43,6 +43,14 @@ class OfflineError(EdgeError):
     """Something asked for the network while `EDGE_OFFLINE=1`."""
 
 
+class RequestError(EdgeError):
+    """A request to the server is not one that it serves; `status` is what HTTP calls it."""
+
+    def __init__(self, message: str, *, status: int = 400, hint: str = "") -> None:
+        self.status = status
+        super().__init__(message, hint=hint)
+
+
 # --- models -----------------------------------------------------------------------------------------
 
 

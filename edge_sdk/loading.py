@@ -206,6 +206,7 @@ def _open_engine(settings: Settings) -> tuple[Engine, Reading]:
             tuning=profile.tuning.as_wished(cache_type=settings.cache_type, repack=settings.repack),
             adapter=adapter,
             speculation=settings.speculation,
+            sequences=settings.parallel,
         )
         known = adapter is None and (model.spec is not None or bool(profile.file))
         return _opened(opening, settings, known=known), _as_wished(reading, settings)

@@ -64,6 +64,7 @@ def test_every_setting_can_come_from_the_environment(home: Path, tmp_path: Path)
         "evidence_tokens": "200",
         "isolated": "1",
         "prefix_cache": "64",
+        "parallel": "4",
         "speculation": "1",
         "remote": "https://r.example",
         "remote_model": "rm",

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import socket
+import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from threading import Event as Flag
@@ -76,6 +78,32 @@ def test_events_come_in_order_and_the_pieces_are_the_answer(make: Make) -> None:
     assert kinds[-1] == "final"
     assert set(kinds[1:-1]) == {"provisional"}
     assert "".join(event.text for event in events if event.kind == "provisional") == "Press the red button [1]."
+
+
+def test_models_are_opened_once_however_many_threads_ask(tmp_path: Path) -> None:
+    opened = list[str]()
+
+    def slowly(what: str) -> None:
+        time.sleep(0.05)
+        opened.append(what)
+
+    def encoder() -> FakeEncoder:
+        slowly("encoder")
+        return FakeEncoder()
+
+    def engine() -> tuple[FakeEngine, Reading]:
+        slowly("engine")
+        return FakeEngine(lambda prompt: "Press the red button [1]."), Reading(600, True)
+
+    (tmp_path / "manual.md").write_text(MANUAL, encoding="utf-8")
+    with Edge(Store.open(tmp_path / "store.db"), encoder, engine) as edge, ThreadPoolExecutor(6) as pool:
+        pool.submit(edge.add, [tmp_path / "manual.md"]).result()
+        answers = list(pool.map(edge.ask, [QUESTION] * 12))
+        assert {answer.text for answer in answers} == {"Press the red button [1]."}
+        assert sorted(opened) == ["encoder", "engine"]
+        edge.unload()
+        list(pool.map(edge.ask, [QUESTION] * 6))
+    assert sorted(opened) == ["encoder", "engine", "engine"]
 
 
 def test_without_support_it_abstains_before_generating(make: Make) -> None:

@@ -648,3 +648,12 @@ def test_200_cancels_free_the_slot_within_a_second(smollm2: IsolatedEngine) -> N
     assert len(seconds) > 100
     assert reasons["in the prefill"] > 10
     assert max(seconds) < 1
+
+
+def test_many_at_once_say_what_each_says_alone(tiny: Path, here: GgufEngine) -> None:
+    prompts = [f"{PROMPT}{end}" for end in ("a comet", "the rain", "", "an inn")] * 2
+    alone = [[token.id for token in here.generate(prompt, TEN)] for prompt in prompts]
+    with IsolatedEngine(Opening(tiny, context=512, threads=1, sequences=3)) as engine:
+        running = [engine.generate(prompt, TEN) for prompt in prompts]
+        found = [[token.id for token in each] for each in reversed(running)]  # none holds up another
+    assert found[::-1] == alone

@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1]
 # A package or module of the runtime imports only from rows above its own.
 ROWS = (
     "errors records",
-    "config device conversation idle repetition kernel_faces",
+    "config device conversation idle repetition kernel_faces json_values",
     "documents model_files prompt privacy",
     "citations engines encoders hub",
     "storage readers",
@@ -28,7 +28,7 @@ ROWS = (
     "drafting",
     "extracting",
     "edge",
-    "bench",
+    "bench serving",
     "commands cli",
 )
 # Within a package, a module imports only from its own group (between two bars), and there from what stands before
@@ -52,9 +52,10 @@ PARTS = {
     "confidence": "binomial certificate risk signals setup logistic neighbours calibration",
     "bundle": "canonical fields manifest signature archive folder checks cache",
     "privacy": "checksums patterns views detectors presidio pseudonyms gate canaries",
+    "serving": "requests turns answering replies desk guard app",
     "bench": "summary energy apart engine peers ask start ingest | search text retrieve | compare | plot",
     "commands": "options answers bundle convert distill export documents fallback learned measure head eval_models"
-    " models privacy quantize_onnx quantize tune route bench cache",
+    " models privacy quantize_onnx quantize tune route bench serve cache",
 }
 
 # Every third-party package and the modules that may import it. Small and everywhere: numpy.
@@ -81,11 +82,13 @@ OWNERS = {
     "rich": "commands.* cli",
     "sqlite_utils": "storage.store storage.schema",
     "sqlite_vec": "bench.search",
+    "starlette": "serving.app",
     "tokenizers": "model_files.tokenizer",
     "torch": "quantize.*",
     "transformers": "quantize.*",
     "optimum": "quantize.*",
     "usearch": "bench.search",
+    "uvicorn": "commands.serve",
 }  # fmt: skip
 IMPORTS_BY_NAME = (
     "edge_sdk.__init__",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from threading import Event as Flag
 from typing import Any
 
@@ -15,6 +15,7 @@ from ..config import Settings
 from ..conversation import Conversation
 from ..edge import Edge
 from ..errors import ConfigError
+from ..json_values import answer_document
 from ..privacy.gate import Outgoing
 from ..records import Answer, Citation, Event
 from ..route import Policy, WhenUnsure
@@ -86,7 +87,7 @@ def ask_command(settings: Settings, question: str, as_json: bool, **manner: Any)
     with _open(settings, how, as_json) as edge, cancel_on_interrupt() as cancel:
         answer = _show(how.events(edge, question, cancel), quiet=as_json)
     if as_json:
-        print_json(_as_document(question, answer))
+        print_json(answer_document(question, answer))
     else:
         _show_evidence(answer, why=how.why)
     return 130 if cancel.is_set() else 0
@@ -115,7 +116,7 @@ def chat_command(settings: Settings, as_json: bool, **manner: Any) -> None:
             with cancel_on_interrupt() as cancel:
                 answer = _show(how.events(edge, question, cancel, conversation), quiet=as_json)
             if as_json:
-                print_json(_as_document(question, answer))
+                print_json(answer_document(question, answer))
             else:
                 _show_evidence(answer, why=how.why)
 
@@ -224,35 +225,3 @@ def _place(citation: Citation) -> str:
         name = near if len(near) < len(name) else name
     heading = f" › {citation.heading}" if citation.heading else ""
     return f"{name}{heading} ({citation.start}-{citation.end})"
-
-
-def _as_document(question: str, answer: Answer) -> dict[str, object]:
-    """The fixed keys of `edge ask --json`, and a few more; hits without their text, which the store has."""
-    times, tokens = answer.timings, answer.tokens
-    rates = {
-        "prefill": _rate(tokens.prompt - tokens.cached, times.prefill_ms),
-        "decode": _rate(tokens.completion, times.decode_ms),
-    }
-    return {
-        "question": question,
-        "text": answer.text,
-        "citations": answer.citations,
-        "probability": answer.probability,
-        "route": answer.route,
-        "reasons": answer.reasons,
-        "timings": times,
-        "tokens": tokens,
-        "tokens_per_second": rates,
-        "model": answer.model,
-        "dropped_citations": answer.dropped_citations,
-        "read": list(answer.read),
-        "left_device": dict(answer.left_device),
-        "id": answer.id,
-        "signals": dict(answer.signals),
-        "explanation": answer.explanation,
-        "hits": [replace(hit, passage=replace(hit.passage, text=hit.passage.text[:80])) for hit in answer.hits],
-    }
-
-
-def _rate(tokens: int, milliseconds: float | None) -> float | None:
-    return tokens / milliseconds * 1000 if milliseconds and tokens > 0 else None

@@ -8,8 +8,9 @@ from pathlib import Path
 import click
 
 from ..config import Settings
+from ..json_values import to_json
 from .measure import stamped
-from .options import cancel_on_interrupt, console, options, print_json, progress_bar, to_json
+from .options import cancel_on_interrupt, console, options, print_json, progress_bar
 
 _SHARE = click.option(
     "--share",

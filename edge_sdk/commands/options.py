@@ -7,7 +7,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import fields, is_dataclass
+from dataclasses import fields
 from pathlib import Path
 from signal import SIGINT, getsignal, signal
 from threading import Event as Flag
@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..config import Settings, load_settings
+from ..json_values import to_json
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -50,6 +51,7 @@ _OPTIONS: dict[str, Callable[[Command], Command]] = {
     "isolated": click.option(
         "--isolated", is_flag=True, default=None, help="Run the model in a process without keys and network."
     ),
+    "parallel": click.option("--parallel", type=int, help="Answers that the model generates at once."),
     "evidence_tokens": click.option(
         "--evidence-tokens", type=int, help="Tokens of sentences chosen from the passages; 0: whole passages."
     ),
@@ -97,17 +99,6 @@ def options(*names: str) -> Callable[[Command], Command]:
         return command
 
     return decorate
-
-
-def to_json(value: object) -> Any:
-    """Records, paths and mappings as plain JSON values."""
-    if is_dataclass(value) and not isinstance(value, type):
-        return {field.name: to_json(getattr(value, field.name)) for field in fields(value)}
-    if isinstance(value, dict):
-        return {str(key): to_json(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [to_json(item) for item in value]
-    return str(value) if isinstance(value, Path) else value
 
 
 def print_json(value: object) -> None:

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 class Opening:
     """The arguments of `GgufEngine.open`, or with `form="onnx"` those of `OnnxEngine.open`.
 
-    `path` is the `.gguf` file, or the `.onnx` file in its folder; what comes after `sha256` is for GGUF alone.
+    `path` is the `.gguf` file, or the `.onnx` file in its folder; what comes after `sha256` is for GGUF alone. With
+    `sequences` beyond one it is opened as `BatchEngine`, on which so many generations run at once.
     """
 
     path: Path
@@ -34,6 +35,7 @@ class Opening:
     tuning: Tuning = DEFAULT
     adapter: Path | None = None
     speculation: bool = False
+    sequences: int = 1
 
     @property
     def title(self) -> str:
@@ -46,12 +48,26 @@ class Opening:
         return tuple(filter(None, [self.path.parent if self.form == "onnx" else self.path, self.adapter]))
 
     def open(self, prefix_cache: PrefixCache | None = None) -> Engine:
-        """Open it in this process; raises what the engine's `open` raises."""
+        """Open it in this process; raises what the engine's `open` raises. Many at once use no `prefix_cache`."""
         if self.form == "onnx":
             from .engine_onnx import OnnxEngine
 
             return OnnxEngine.open(
                 self.path.parent, name=self.name, context=self.context, threads=self.threads, sha256=self.sha256
+            )
+        if self.sequences > 1:
+            from .batch_engine import BatchEngine
+
+            return BatchEngine.open(
+                self.path,
+                name=self.name,
+                sequences=self.sequences,
+                context=self.context,
+                threads=self.threads,
+                sha256=self.sha256,
+                template=self.template,
+                tuning=self.tuning,
+                adapter=self.adapter,
             )
         from .engine_gguf import GgufEngine
 

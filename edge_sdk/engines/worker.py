@@ -68,7 +68,7 @@ def _import_engine(opening: Opening) -> None:
     if opening.form == "onnx":
         from . import engine_onnx  # noqa: F401
     else:
-        from . import engine_gguf, llama_library  # noqa: F401
+        from . import batch_engine, engine_gguf, llama_library  # noqa: F401
 
         llama_library.library()
 

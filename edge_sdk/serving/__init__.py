@@ -1,0 +1,1 @@
+"""An assistant behind HTTP, for programs that speak to OpenAI's interface."""

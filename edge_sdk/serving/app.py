@@ -1,0 +1,222 @@
+"""The web application: routes, streams of events, and what becomes of a client that goes away.
+
+The one module that knows the web framework. Nothing of what is asked or answered is written to a log.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import secrets
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Mapping
+from contextlib import aclosing, asynccontextmanager, suppress
+from functools import partial
+from typing import Any, TypeVar
+
+from ..errors import EdgeError, MissingExtraError, RequestError
+from .answering import ENCODER, Answering, End, Piece
+from .desk import Desk
+from .guard import MOST_BYTES, Guard
+from .replies import Completion, embeddings, failure, model_list
+from .requests import ChatRequest, read_chat, read_embedding, read_json
+
+try:
+    from starlette.applications import Starlette
+    from starlette.requests import ClientDisconnect, Request
+    from starlette.responses import Response
+    from starlette.routing import Route
+    from starlette.types import ASGIApp, Receive, Scope, Send
+except ImportError as missing:
+    raise MissingExtraError("the server", "serve") from missing
+
+WAITING = 64
+"""Requests that may wait for their turn."""
+_PATIENCE = 10.0  # seconds for answers to end when the server does
+_RETRY_AFTER = "1"  # seconds, for a request that came when there were too many
+_T = TypeVar("_T")
+
+
+def make_app(answering: Answering, guard: Guard, *, parallel: int, waiting: int = WAITING) -> ASGIApp:
+    """The application on `answering`, of which `parallel` answers are made at once."""
+    desk: Desk[Piece | End] = Desk(parallel, waiting)
+    started = int(time.time())
+
+    async def health(request: Request) -> Response:
+        return _json({"status": "ok", "requests": desk.here, "parallel": desk.parallel})
+
+    async def models(request: Request) -> Response:
+        return _json(model_list([*answering.models, ENCODER], started))
+
+    async def embed(request: Request) -> Response:
+        wanted = read_embedding(read_json(await _body(request)))
+        return _json(embeddings(await asyncio.to_thread(answering.embed, wanted), wanted, ENCODER))
+
+    async def chat(request: Request) -> Response:
+        wanted = read_chat(read_json(await _body(request)), answering.edge.sampling)
+        reply = Completion(f"chatcmpl-{secrets.token_hex(12)}", wanted.model, int(time.time()))
+        items = partial(desk.items, partial(answering.chat, wanted))
+        return (_Stream if wanted.stream else _Whole)(items, wanted, reply)
+
+    @asynccontextmanager
+    async def closing(app: Starlette) -> AsyncIterator[None]:
+        yield
+        await desk.close(_PATIENCE)
+
+    routes = [
+        Route("/health", health),
+        Route("/v1/models", models),
+        Route("/v1/embeddings", embed, methods=["POST"]),
+        Route("/v1/chat/completions", chat, methods=["POST"]),
+    ]
+    handlers: dict[Any, Any] = {404: _no_route, 405: _no_route, EdgeError: _error, Exception: _error}
+    return _Guarded(Starlette(routes=routes, exception_handlers=handlers, lifespan=closing), guard)
+
+
+async def _no_route(request: Request, error: Exception) -> Response:
+    status = getattr(error, "status_code", 404)
+    hint = "there are /v1/chat/completions, /v1/embeddings, /v1/models and /health"
+    return _failed(
+        RequestError(f"{request.method} {request.url.path[:80]} is not served", status=status, hint=hint)
+    )
+
+
+async def _error(request: Request, error: Exception) -> Response:
+    return _failed(error)
+
+
+async def _body(request: Request) -> bytes:
+    parts, size = list[bytes](), 0
+    async for part in request.stream():
+        parts.append(part)
+        if (size := size + len(part)) > MOST_BYTES:
+            raise RequestError("the body is too long", status=413, hint=f"send at most {MOST_BYTES} bytes")
+    return b"".join(parts)
+
+
+def _json(value: object, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
+    return Response(json.dumps(value), status, headers, "application/json")
+
+
+def _failed(error: Exception) -> Response:
+    status, value = failure(error)
+    headers = {"Retry-After": _RETRY_AFTER} if status == 503 else {}
+    if status == 401:
+        headers["WWW-Authenticate"] = "Bearer"
+    return _json(value, status, headers)
+
+
+class _Guarded:
+    """Lets through what may ask."""
+
+    def __init__(self, app: ASGIApp, guard: Guard) -> None:
+        self._app, self._guard = app, guard
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        app = self._app
+        if scope["type"] == "http":
+            headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
+            try:
+                self._guard.check(scope["method"], scope["path"], headers)
+            except RequestError as error:
+                app = _failed(error)
+        await app(scope, receive, send)
+
+
+_Items = Callable[[], AsyncGenerator[Piece | End | None, None]]
+
+
+class _Whole(Response):
+    """The answer in one piece."""
+
+    def __init__(self, items: _Items, wanted: ChatRequest, reply: Completion) -> None:
+        super().__init__()
+        self._items, self._wanted, self._reply = items, wanted, reply
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        with suppress(ClientDisconnect):
+            end = await _attended(self._end(), receive)
+            await _json(self._reply.whole(end, logprobs=self._wanted.logprobs))(scope, receive, send)
+
+    async def _end(self) -> End:
+        async with aclosing(self._items()) as items:
+            async for item in items:
+                if isinstance(item, End):
+                    return item
+        raise AssertionError("an answer has an end")
+
+
+class _Stream(Response):
+    """The answer as server-sent events, the last one `[DONE]`, with a comment now and then while it is at work.
+
+    An error before the first event has a status of its own; a later one is the last event.
+    """
+
+    def __init__(self, items: _Items, wanted: ChatRequest, reply: Completion) -> None:
+        super().__init__()
+        self._items, self._wanted, self._reply = items, wanted, reply
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        with suppress(ClientDisconnect):
+            await _attended(self._send(send), receive)
+
+    async def _send(self, send: Send) -> None:
+        begun = False
+        async with aclosing(self._events()) as events:
+            async for event in events:
+                if not begun:
+                    begun = True
+                    headers = [
+                        (b"content-type", b"text/event-stream; charset=utf-8"),
+                        (b"cache-control", b"no-store"),
+                    ]
+                    await send({"type": "http.response.start", "status": 200, "headers": headers})
+                await send({"type": "http.response.body", "body": event.encode(), "more_body": True})
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _events(self) -> AsyncGenerator[str, None]:
+        reply, begun = self._reply, False
+        try:
+            async with aclosing(self._items()) as items:
+                async for item in items:
+                    if item is None:
+                        yield ": at work\n\n"
+                        continue
+                    if not begun:
+                        begun = True
+                        yield _event(reply.first())
+                    if isinstance(item, Piece):
+                        yield _event(reply.piece(item, logprobs=self._wanted.logprobs))
+                        continue
+                    yield _event(reply.last(item))
+                    if self._wanted.usage:
+                        yield _event(reply.usage(item))
+        except Exception as error:
+            if not begun:
+                raise
+            yield _event(failure(error)[1])
+        else:
+            yield "data: [DONE]\n\n"
+
+
+def _event(value: object) -> str:
+    return f"data: {json.dumps(value)}\n\n"
+
+
+async def _attended(work: Coroutine[Any, Any, _T], receive: Receive) -> _T:
+    """What the coroutine gives; it is cancelled where the client goes away first (`ClientDisconnect`)."""
+    doing, going = asyncio.ensure_future(work), asyncio.ensure_future(_gone(receive))
+    try:
+        await asyncio.wait({doing, going}, return_when=asyncio.FIRST_COMPLETED)
+        if not doing.done():
+            raise ClientDisconnect
+        return doing.result()
+    finally:
+        doing.cancel()
+        going.cancel()
+        await asyncio.gather(doing, going, return_exceptions=True)
+
+
+async def _gone(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass

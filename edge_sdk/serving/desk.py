@@ -1,0 +1,108 @@
+"""Work that blocks, on threads, for a server that must not: so many at once, in turn, ended when nobody waits.
+
+Knows nothing of what the work is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncGenerator, Callable, Iterator
+from contextlib import suppress
+from threading import Event as Flag
+from threading import Thread
+from typing import Generic, TypeVar
+
+from ..errors import RequestError
+
+_T = TypeVar("_T")
+_ALIVE = 10.0  # seconds without an item
+_LOOK = 0.02  # seconds between two looks at whether all have ended
+
+
+class Desk(Generic[_T]):
+    """Runs iterators on threads, `parallel` at once; `waiting` more wait their turn, first come first served.
+
+    Used on one event loop.
+    """
+
+    def __init__(self, parallel: int, waiting: int, *, alive: float = _ALIVE) -> None:
+        """A None comes after every `alive` seconds in which nothing else did."""
+        self.parallel, self._waiting, self._alive = parallel, waiting, alive
+        self._pending: deque[Callable[[], None]] = deque()
+        self._running: set[Flag] = set()
+        self._closed = False
+
+    @property
+    def here(self) -> int:
+        """How many run or wait."""
+        return len(self._running) + len(self._pending)
+
+    async def items(self, work: Callable[[Flag], Iterator[_T]]) -> AsyncGenerator[_T | None, None]:
+        """What the iterator gives, as it comes; raises what it raises.
+
+        Once this is closed, the flag that `work` got is set; the next in turn begins when the thread has ended.
+        Raises `RequestError` where too many wait already.
+        """
+        if self._closed or self.here >= self.parallel + self._waiting:
+            said = "the server is closing" if self._closed else f"{self.here} requests run or wait already"
+            raise RequestError(said, status=503, hint="ask again in a while")
+        loop, cancel = asyncio.get_running_loop(), Flag()
+        found: asyncio.Queue[tuple[_T] | Exception | None] = asyncio.Queue()  # None: nothing more comes
+
+        def tell(item: tuple[_T] | Exception | None) -> None:
+            loop.call_soon_threadsafe(found.put_nowait, item)
+
+        def run() -> None:
+            with suppress(RuntimeError):  # the loop has ended, and with it whoever listened
+                try:
+                    for item in work(cancel):
+                        tell((item,))
+                    tell(None)
+                except Exception as error:
+                    tell(error)
+                finally:
+                    loop.call_soon_threadsafe(self._left, cancel)
+
+        def start() -> None:
+            self._running.add(cancel)
+            Thread(target=run, name="edge-answer", daemon=True).start()
+
+        self._pending.append(start)
+        self._next()
+        try:
+            while True:
+                try:
+                    async with asyncio.timeout(self._alive):
+                        item = await found.get()
+                except TimeoutError:
+                    yield None
+                    continue
+                if item is None:
+                    return
+                if isinstance(item, Exception):
+                    raise item
+                yield item[0]
+        finally:
+            cancel.set()
+            with suppress(ValueError):
+                self._pending.remove(start)
+
+    async def close(self, seconds: float) -> None:
+        """Take nothing more, end what runs, and wait for it as long as that."""
+        self._closed = True
+        self._pending.clear()
+        for cancel in self._running:
+            cancel.set()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                while self._running:
+                    await asyncio.sleep(_LOOK)
+
+    def _next(self) -> None:
+        while self._pending and len(self._running) < self.parallel:
+            self._pending.popleft()()
+
+    def _left(self, cancel: Flag) -> None:
+        self._running.discard(cancel)
+        self._next()
