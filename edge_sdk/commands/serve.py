@@ -83,7 +83,8 @@ def serve_command(
             print_json({"url": url, "models": answering.models, "pid": os.getpid()})
         else:
             far = "" if is_local(host) else "; over HTTP others in the network can read along: put TLS before it"
-            console().print(f"listening on {url}, the model is `edge`; Ctrl-C ends it{far}", markup=False)
+            page = url.removesuffix("v1")
+            console().print(f"a chat on {page}, the model `edge` on {url}; Ctrl-C ends it{far}", markup=False)
         signal.signal(signal.SIGTERM, _interrupted)
         with suppress(KeyboardInterrupt):
             uvicorn.Server(config).run(sockets=[listening])

@@ -9,9 +9,10 @@ import asyncio
 import json
 import secrets
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from contextlib import aclosing, asynccontextmanager, suppress
 from functools import partial
+from importlib import resources
 from typing import Any, TypeVar
 
 from ..errors import EdgeError, MissingExtraError, RequestError
@@ -33,6 +34,18 @@ except ImportError as missing:
 WAITING = 64
 """Requests that may wait for their turn."""
 _PATIENCE = 10.0  # seconds for answers to end when the server does
+_PAGE = (
+    ("/", "index.html", "text/html"),
+    ("/page.css", "page.css", "text/css"),
+    ("/page.js", "page.js", "text/javascript"),
+)
+_PAGE_HEADERS = {  # it loads and reaches nothing but this server, and no other page may show it
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self';"
+    " img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cache-Control": "no-cache",
+}
 _RETRY_AFTER = "1"  # seconds, for a request that came when there were too many
 _T = TypeVar("_T")
 
@@ -64,6 +77,7 @@ def make_app(answering: Answering, guard: Guard, *, parallel: int, waiting: int 
         await desk.close(_PATIENCE)
 
     routes = [
+        *(Route(path, _page(file, kind)) for path, file, kind in _PAGE),
         Route("/health", health),
         Route("/v1/models", models),
         Route("/v1/embeddings", embed, methods=["POST"]),
@@ -73,9 +87,18 @@ def make_app(answering: Answering, guard: Guard, *, parallel: int, waiting: int 
     return _Guarded(Starlette(routes=routes, exception_handlers=handlers, lifespan=closing), guard)
 
 
+def _page(file: str, kind: str) -> Callable[[Request], Awaitable[Response]]:
+    content = resources.files(__package__).joinpath("page", file).read_bytes()
+
+    async def page(request: Request) -> Response:
+        return Response(content, headers=_PAGE_HEADERS, media_type=kind)
+
+    return page
+
+
 async def _no_route(request: Request, error: Exception) -> Response:
     status = getattr(error, "status_code", 404)
-    hint = "there are /v1/chat/completions, /v1/embeddings, /v1/models and /health"
+    hint = "there are /v1/chat/completions, /v1/embeddings, /v1/models, /health and the page /"
     return _failed(
         RequestError(f"{request.method} {request.url.path[:80]} is not served", status=status, hint=hint)
     )

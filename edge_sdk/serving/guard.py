@@ -18,7 +18,7 @@ from ..errors import ConfigError, RequestError
 LOCAL_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
 MOST_BYTES = 4 << 20
 """Of a body."""
-_OPEN = frozenset({"/health"})  # paths that tell nothing worth a key
+_OPEN = frozenset({"/health", "/", "/page.css", "/page.js"})  # paths that tell nothing worth a key
 _LEAST_KEY = 16  # characters
 
 
