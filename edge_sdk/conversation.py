@@ -30,8 +30,10 @@ class Conversation:
     (['user', 'assistant'], 1, 0)
     """
 
-    def __init__(self) -> None:
+    def __init__(self, labels: Iterable[str] = ()) -> None:
+        """`labels` are those of passages that what comes may repeat, though no turn here has used them."""
         self._turns: list[Turn] = []
+        self._labels = set(labels)
 
     @property
     def turns(self) -> tuple[Turn, ...]:
@@ -44,6 +46,16 @@ class Conversation:
         return tuple(message for turn in self._turns for message in (turn.user, turn.assistant))
 
     @property
+    def labels(self) -> frozenset[str]:
+        """Those of all passages that were used, also for turns that were left out since: others may repeat them."""
+        return frozenset(self._labels.union(*(turn.labels for turn in self._turns)))
+
+    @property
+    def begun(self) -> bool:
+        """Whether anything was said before, be it left out by now."""
+        return bool(self._turns or self._labels)
+
+    @property
     def last_question(self) -> str | None:
         """The question of the newest turn, as typed."""
         return self._turns[-1].question if self._turns else None
@@ -53,8 +65,11 @@ class Conversation:
         self._turns.append(Turn(question, user, Message("assistant", reply), tuple(labels)))
 
     def drop_oldest(self) -> bool:
-        """Forget the oldest turn; False when there was none."""
-        return bool(self._turns) and self._turns.pop(0) is not None
+        """Leave out the oldest turn from now on; False when there was none. Its labels stay."""
+        if not self._turns:
+            return False
+        self._labels.update(self._turns.pop(0).labels or ("",))
+        return True
 
     def undo(self, turns: int = 1) -> int:
         """Forget the newest turns; returns how many there were to forget."""

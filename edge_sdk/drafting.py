@@ -155,12 +155,13 @@ class Drafter:
         engine, reading, conversation = self.engine, self.reading, manner.conversation
         room = engine.context - manner.max_tokens
         notices: list[str] = []
-        while True:
-            history = conversation.messages if conversation is not None else ()
-            past = engine.count(engine.render(history)) if history else 0
-            if past + reading.prompt_tokens <= room or conversation is None or not conversation.drop_oldest():
-                break
-            notices = [f"the conversation is longer than {room} tokens; the oldest turns were left out"]
+        past = 0
+        if conversation is not None:
+            dropped, past = self._left_out(conversation.messages, room - reading.prompt_tokens, manner.cancel)
+            for _ in range(dropped):
+                conversation.drop_oldest()
+                notices = [f"the conversation is longer than {room} tokens; the oldest turns were left out"]
+        history = conversation.messages if conversation is not None else ()
         budget = min(room, past + reading.prompt_tokens)
         if not reading.evidence_tokens:
             return self._build(question, hits, manner.style, budget, tuple(history), room), notices
@@ -170,6 +171,26 @@ class Drafter:
         texts = {excerpt.hit: excerpt.text for excerpt in excerpts}
         prompt = self._build(question, list(texts), manner.style, budget, tuple(history), room, texts.__getitem__)
         return replace(prompt, left_out=len(hits) - len(prompt.passages)), notices
+
+    def _left_out(self, history: Sequence[Message], room: int, cancel: Flag | None) -> tuple[int, int]:
+        """How many of the oldest turns have to go so that the others fit, and the tokens of these.
+
+        By bisection, for every count reads the text; none is counted for an answer that nobody waits for.
+        """
+
+        def tokens(turns: int) -> int:
+            rest = history[2 * turns :]
+            return self.engine.count(self.engine.render(rest)) if rest else 0
+
+        least, most, size = 0, len(history) // 2, 0
+        if not history or (size := tokens(0)) <= room:
+            return 0, size
+        size = 0
+        while most - least > 1 and not (cancel is not None and cancel.is_set()):
+            middle = (least + most) // 2
+            found = tokens(middle)
+            least, most, size = (least, middle, found) if found <= room else (middle, most, size)
+        return most, size
 
     def _build(
         self,

@@ -411,6 +411,8 @@ class Edge:
         """An answer from elsewhere, or why there is none; `reasons` are those for handing off."""
         if self.handoff is None:
             return Missed("no remote is configured")
+        if cancel is not None and cancel.is_set():
+            return Missed("cancelled")
         topic = Topic(question, self._vector(question), draft.passages, conversation)
         return (yield from self.handoff.answer(topic, reasons, cancel))
 

@@ -47,7 +47,7 @@ class Topic:
     @property
     def stands_alone(self) -> bool:
         """Whether the question can be understood without the turns before it."""
-        return self.conversation is None or self.conversation.last_question is None
+        return self.conversation is None or not self.conversation.begun
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,6 +143,7 @@ class Handoff:
             topic.question,
             topic.passages,
             [PastTurn(turn.question, turn.assistant.content, turn.labels) for turn in turns],
+            earlier=topic.conversation.labels if topic.conversation is not None else (),
             vault=self._vault(topic.conversation),
             preview=lambda messages: self.caller.remote.preview(messages, max_tokens=MAX_TOKENS),
             consent=self.consent,

@@ -37,3 +37,23 @@ def test_undo_forgets_the_newest_and_says_how_many() -> None:
     assert conversation.undo(5) == 1
     assert conversation.undo(-1) == 0
     assert conversation.last_question is None
+
+
+def test_labels_stay_when_their_turn_is_left_out_for_later_ones_may_repeat_it() -> None:
+    chat = Conversation()
+    assert not chat.begun
+    chat.append("a?", Message("user", "a?"), "A.", ["private"])
+    chat.append("b?", Message("user", "b?"), "B.", [""])
+    assert chat.labels == {"private", ""}
+    chat.drop_oldest()
+    chat.drop_oldest()
+    assert (chat.turns, chat.last_question) == ((), None)
+    assert (chat.labels, chat.begun) == ({"private", ""}, True)
+    assert Conversation(["private"]).begun
+
+
+def test_what_was_taken_back_is_gone() -> None:
+    chat = Conversation()
+    chat.append("a?", Message("user", "a?"), "A.", ["private"])
+    chat.undo()
+    assert (chat.labels, chat.begun) == (frozenset(), False)

@@ -24,7 +24,7 @@ from edge_sdk.fallback.remote import FakeRemote
 from edge_sdk.handoff import MAX_TOKENS
 from edge_sdk.privacy.gate import PrivacyPolicy
 from edge_sdk.prompt import NOT_FOUND, Reading
-from edge_sdk.records import Event
+from edge_sdk.records import Event, Message
 from edge_sdk.route import Policy
 from edge_sdk.storage.store import Store
 
@@ -305,6 +305,58 @@ def test_a_long_conversation_loses_its_oldest_turns_and_says_so(make: Make) -> N
         ]
     assert notices
     assert len(chat.messages) < 12
+
+
+def test_a_private_turn_that_has_no_room_any_more_still_keeps_the_chat_here(make: Make) -> None:
+    remote = FakeRemote(["Never."], ["Never."])
+    edge = make(
+        "Press the red button [1].", context=500, remote=remote, privacy=PrivacyPolicy("prefer_local", "all")
+    )
+    chat = Conversation()
+    chat.append("When does it open?", Message("user", "The vault opens at noon."), "At noon.", ["private"])
+    for _ in range(6):
+        edge.ask(QUESTION, conversation=chat, max_tokens=40)
+    assert "noon" not in "".join(message.content for message in chat.messages), "it was left out"
+    answer = edge.ask("Who won the chess olympiad?", conversation=chat)
+    assert (answer.route, answer.left_device, remote.requests) == ("abstain", {}, [])
+    assert any("private" in reason for reason in answer.reasons)
+
+
+def test_a_long_chat_is_cut_in_few_steps_and_in_none_for_nobody(make: Make) -> None:
+    class Counting(FakeEngine):
+        counts = 0
+
+        def count(self, text: str) -> int:
+            self.counts += 1
+            return super().count(text)
+
+    def long() -> Conversation:
+        chat = Conversation()
+        for number in range(1000):
+            chat.append("?", Message("user", f"What is {number}?"), f"It is {number} red buttons.")
+        return chat
+
+    engine, chat = Counting("Press the red button [1].", context=700), long()
+    assert make(engine).ask(QUESTION, conversation=chat, max_tokens=40).route == "local"
+    assert engine.counts < 60
+    assert 2 < len(chat.turns) < 60
+    newest = chat.turns[-2].assistant.content
+    assert newest == "It is 999 red buttons."
+    exact = chat.messages[:-2]
+    assert engine.count(engine.render(exact)) <= 700 - 40 - 600, "they fit beside the prompt"
+    engine.counts, gone = 0, Flag()
+    gone.set()
+    make(engine).ask(QUESTION, conversation=long(), max_tokens=40, cancel=gone)
+    assert engine.counts < 30
+
+
+def test_what_was_cancelled_is_not_handed_off(make: Make) -> None:
+    remote, gone = FakeRemote(["Never."]), Flag()
+    gone.set()
+    edge = make(remote=remote, privacy=OPEN)
+    answer = edge.ask("Who won the chess olympiad?", cancel=gone)
+    assert (remote.requests, answer.left_device) == ([], {})
+    assert any("cancelled" in reason for reason in answer.reasons)
 
 
 def test_offline_add_search_and_ask_open_no_socket(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -657,3 +657,25 @@ def test_many_at_once_say_what_each_says_alone(tiny: Path, here: GgufEngine) -> 
         running = [engine.generate(prompt, TEN) for prompt in prompts]
         found = [[token.id for token in each] for each in reversed(running)]  # none holds up another
     assert found[::-1] == alone
+
+
+@POSIX
+def test_a_request_that_a_worker_never_takes_is_given_up(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(isolated, "_LONGEST", 1.0)
+    with IsolatedEngine(Opening(tiny, context=512, threads=1)) as engine:
+        stuck = worker(engine)
+        os.kill(stuck, signal.SIGSTOP)
+        gone = Event()
+        gone.set()
+        cancelled = engine.generate(PROMPT, TEN, gone)
+        assert (list(cancelled), cancelled.result.finish_reason) == ([], "cancelled")
+        assert engine.pid == stuck
+        with pytest.raises(EngineCrashedError, match="did not answer within 1 s"):
+            engine.count(PROMPT)
+        assert eventually(lambda: gone_or_new(engine, stuck))
+        monkeypatch.setattr(isolated, "_LONGEST", 60.0)
+        assert len(list(engine.generate(PROMPT, TEN))) == 10
+
+
+def gone_or_new(engine: IsolatedEngine, pid: int) -> bool:
+    return gone(pid) and another_runs(engine, pid)

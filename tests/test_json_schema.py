@@ -34,6 +34,8 @@ def test_a_schema_is_returned_as_the_converter_can_enforce_it() -> None:
     assert checked["properties"]["zip"]["pattern"] == "^([0-9]{5}(-[0-9]{4})?)$"
     checked["properties"]["zip"] = schema["properties"]["zip"]  # type: ignore[index]
     checked["properties"]["age"] = schema["properties"]["age"]  # type: ignore[index]
+    assert checked.pop("$defs") == {"definition0": schema.pop("$defs")["pet"]}  # type: ignore[attr-defined]
+    checked["properties"]["pet"] = schema["properties"]["pet"]  # type: ignore[index]
     assert checked == schema
 
 
@@ -89,3 +91,51 @@ KEYWORDS = st.sampled_from("type items properties anyOf enum required $ref maxIt
 def test_any_json_passes_or_is_a_grammar_error(schema: object) -> None:
     with contextlib.suppress(GrammarError):
         assert isinstance(checked_schema(json.dumps(schema)), dict)
+
+
+def test_each_type_of_a_list_keeps_what_is_about_its_values() -> None:
+    schema = {
+        "type": ["object", "null", "object", "string"],
+        "description": "a remark",
+        "properties": {"a": {"type": "string"}},
+        "required": ["a"],
+        "maxLength": 3,
+    }
+    assert checked_schema(json.dumps(schema)) == {
+        "description": "a remark",
+        "anyOf": [
+            {"type": "object", "properties": {"a": {"type": "string"}}, "required": ["a"]},
+            {"type": "null"},
+            {"type": "string", "maxLength": 3},
+        ],
+    }
+
+
+def test_references_name_definitions() -> None:
+    schema = {"type": "object", "properties": {"$ref": {"$ref": "#/definitions/a_b"}}, "definitions": {"a_b": {}}}
+    assert checked_schema(json.dumps(schema))["properties"]["$ref"] == {"$ref": "#/definitions/definition-0"}
+    for wrong in ("#/properties/a", "#/$defs/missing", "#/$defs"):
+        with pytest.raises(GrammarError, match="names no definition"):
+            checked_schema(json.dumps({"$ref": wrong, "$defs": {"a": {"type": "null"}}}))
+
+
+@pytest.mark.parametrize("levels", [8, 14])
+def test_schemas_that_unfold_without_end_are_quick_or_refused(levels: int) -> None:
+    pytest.importorskip("llama_cpp")
+    from edge_sdk.engines.llama_sampler import json_schema_to_gbnf
+
+    nested: dict[str, object] = {"type": "string"}
+    many: dict[str, object] = {"type": "string"}
+    for _ in range(levels):
+        nested = {"type": ["object", "null", "array"], "properties": {"a": nested}, "required": ["a"]}
+        many = {"anyOf": [many, many, many]}
+    definitions: dict[str, object] = {
+        f"d {level}": {"anyOf": [{"$ref": f"#/$defs/d {level + 1}"}] * 2} for level in range(levels)
+    }
+    definitions[f"d {levels}"] = {"type": "string"}
+    refs = {"type": "object", "properties": {"a": {"$ref": "#/$defs/d 0"}}, "$defs": definitions}
+    assert len(json_schema_to_gbnf(json.dumps(nested))) < 1000 * levels
+    assert len(json_schema_to_gbnf(json.dumps(refs))) < 1000 * levels
+    if levels == 8:
+        with pytest.raises(GrammarError, match=r"2000 parts|characters"):
+            checked_schema(json.dumps(many))

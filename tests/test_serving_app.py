@@ -7,8 +7,9 @@ import json
 import socket
 import threading
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from threading import Event as Flag
 from typing import Any
@@ -26,6 +27,8 @@ from edge_sdk.fallback.remote import FakeRemote
 from edge_sdk.privacy.gate import PrivacyPolicy
 from edge_sdk.prompt import NOT_FOUND, Reading
 from edge_sdk.records import GenerateOptions, GenerationResult, Token
+from edge_sdk.serving import app
+from edge_sdk.serving.desk import Desk
 from edge_sdk.storage.store import Store
 
 MANUAL = "# Pump\n\nPress the red button to reset the pump. The tank holds four litres of water.\n"
@@ -297,6 +300,81 @@ def test_a_server_that_ends_ends_what_runs(make: Make) -> None:
         pool.submit(lambda: None)
     assert engine.running == 0
     assert running.exception() is not None or running.result().status_code == 200
+
+
+def test_an_error_after_a_sign_of_life_is_an_event_and_no_broken_stream(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Late(FakeEngine):
+        def generate(self, prompt: str, options: GenerateOptions, cancel: Flag | None = None) -> Generation:
+            time.sleep(0.3)
+            raise EngineCrashedError("fake", "SIGSEGV", "while it was generating")
+
+    monkeypatch.setattr(app, "Desk", partial(Desk, alive=0.05))
+    with served(make(Late())) as client:
+        reply = client.post(CHAT, json={"messages": said("x"), "model": "fake", "stream": True})
+    assert reply.status_code == 200
+    assert ": at work" in reply.text
+    (value,) = events(reply.text)
+    assert value["error"]["code"] == "EngineCrashedError"
+
+
+def test_what_went_wrong_is_logged_by_its_place_and_not_by_what_it_says(
+    make: Make, caplog: pytest.LogCaptureFixture
+) -> None:
+    def script(prompt: str) -> str:
+        raise ZeroDivisionError(f"a secret: {prompt}")
+
+    with served(make(FakeEngine(script))) as client:
+        for stream in (False, True):
+            client.post(CHAT, json={"messages": said("4711"), "model": "fake", "stream": stream})
+    assert "unexpected ZeroDivisionError at test_serving_app.py:" in caplog.text
+    assert "4711" not in caplog.text
+    assert "secret" not in caplog.text
+
+
+def test_without_a_limit_an_answer_has_what_room_there_is(make: Make) -> None:
+    engine = FakeEngine("word " * 600)
+    with served(make(engine)) as client:
+        short = client.post(CHAT, json={"messages": said("x"), "model": "fake"}).json()
+        long = client.post(CHAT, json={"messages": said("x " * 3900), "model": "fake"}).json()
+    assert short["usage"]["completion_tokens"] == 512
+    assert 100 < long["usage"]["completion_tokens"] < 200
+    assert long["choices"][0]["finish_reason"] == "length"
+
+
+def test_that_turns_were_left_out_is_among_the_reasons(make: Make) -> None:
+    chat = [*said("Hi? " * 1500), {"role": "assistant", "content": "Hello. " * 1500}, *said(QUESTION)]
+    with served(make()) as client:
+        reply = client.post(CHAT, json={"messages": [{"role": "system", "content": "x"}, *chat]}).json()["edge"]
+    assert any("oldest turns were left out" in reason for reason in reply["reasons"])
+
+
+def test_vectors_are_made_in_turn_and_not_for_nobody(make: Make) -> None:
+    class SlowEncoder(FakeEncoder):
+        def __init__(self) -> None:
+            super().__init__()
+            self.calls, self.now, self.most = 0, 0, 0
+
+        def encode(self, texts: Sequence[str]) -> Any:
+            self.calls, self.now = self.calls + 1, self.now + 1
+            self.most = max(self.most, self.now)
+            time.sleep(0.02)
+            self.now -= 1
+            return super().encode(texts)
+
+    edge = make()
+    edge.__dict__["encoder"] = encoder = SlowEncoder()
+    body = {"input": [f"text {number}" for number in range(250)]}
+    with served(edge) as client, ThreadPoolExecutor(4) as pool:
+        replies = list(pool.map(lambda _: client.post("/v1/embeddings", json=body), range(4)))
+        assert [len(reply.json()["data"]) for reply in replies] == [250] * 4
+        assert encoder.most == 1
+        encoder.calls = 0
+        with pytest.raises(httpx.ReadTimeout):
+            client.post("/v1/embeddings", json=body, timeout=0.1)
+        time.sleep(0.5)
+        assert 0 < encoder.calls < 14, "of sixteen"
 
 
 def test_nobody_is_served_who_may_not_ask(make: Make) -> None:

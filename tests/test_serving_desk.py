@@ -163,3 +163,52 @@ def test_closing_ends_what_runs_and_takes_nothing_more() -> None:
             await all_of(desk.items(counting(1)))
 
     asyncio.run(run())
+
+
+def test_a_thread_that_cannot_start_costs_one_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Never(threading.Thread):
+        def start(self) -> None:
+            raise RuntimeError("can't start new thread")
+
+    async def run() -> None:
+        desk: Desk[int] = Desk(1, 5)
+        with monkeypatch.context() as patch:
+            patch.setattr("edge_sdk.serving.desk.Thread", Never)
+            with pytest.raises(RequestError, match="no thread"):
+                await all_of(desk.items(counting(1)))
+        assert await all_of(desk.items(counting(2))) == [2]
+
+    asyncio.run(run())
+
+
+def test_what_is_no_ordinary_exception_reaches_whoever_waits() -> None:
+    class Panic(BaseException):
+        pass
+
+    def panicking(cancel: Flag) -> Iterator[int]:
+        yield 1
+        raise Panic("a secret")
+
+    async def run() -> None:
+        desk: Desk[int] = Desk(1, 5)
+        with pytest.raises(EngineError, match=r"unexpected Panic$"):
+            await all_of(desk.items(panicking))
+        assert await all_of(desk.items(counting(2))) == [2]
+
+    asyncio.run(run())
+
+
+def test_those_who_wait_are_told_that_it_closes() -> None:
+    async def run() -> None:
+        desk: Desk[int] = Desk(1, 5)
+        log: list[str] = []
+        running = asyncio.ensure_future(all_of(desk.items(until_cancelled(log, "first"))))
+        await true(lambda: bool(log))
+        waiting = asyncio.ensure_future(all_of(desk.items(counting(1))))
+        await asyncio.sleep(0.01)
+        await desk.close(10)
+        with pytest.raises(RequestError, match="closing"):
+            await waiting
+        await running
+
+    asyncio.run(run())

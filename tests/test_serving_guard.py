@@ -87,6 +87,21 @@ def test_nobody_else_is_listened_to_without_a_key(host: str) -> None:
     assert Guard.of(host, key=KEY).key == KEY
 
 
+def test_with_a_key_any_number_is_an_address_of_ours_but_no_name() -> None:
+    guard = Guard.of("0.0.0.0", key=KEY)
+    key = {"authorization": f"Bearer {KEY}"}
+    assert refused(guard, host="192.168.1.5:8017", **key) == 0
+    assert refused(guard, host="[fe80::1]:8017", **key) == 0
+    assert refused(guard, host="evil.example", **key) == 421
+    assert refused(Guard.of("127.0.0.1"), host="192.168.1.5:8017") == 421
+
+
+@pytest.mark.parametrize("key", ["0123456789abcdéf", "0123456789 abcdef", "0123456789abc\ndef"])
+def test_a_key_that_no_header_carries_is_refused(key: str) -> None:
+    with pytest.raises(ConfigError, match="header"):
+        Guard.of("127.0.0.1", key=key)
+
+
 def test_a_short_key_is_none() -> None:
     with pytest.raises(ConfigError, match="3 characters"):
         Guard.of("127.0.0.1", key="abc")

@@ -80,6 +80,13 @@ def test_a_message_may_come_in_parts_and_a_developer_is_the_system() -> None:
     assert found.messages == (Message("system", "Be kind."), Message("user", "one\ntwo"))
 
 
+def test_an_answer_that_ended_before_its_first_word_may_come_back() -> None:
+    found = chat(messages=[*HELLO, {"role": "assistant", "content": None}, *HELLO])
+    assert found.messages[1] == Message("assistant", "")
+    with pytest.raises(RequestError):
+        chat(messages=[{"role": "user", "content": None}])
+
+
 @pytest.mark.parametrize(
     ("values", "said"),
     [
@@ -142,7 +149,11 @@ def test_a_body_that_is_no_object_is_refused(body: bytes) -> None:
 
 
 ANY = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=8),
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(max_size=8),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
     max_leaves=8,
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import socket
@@ -24,6 +25,7 @@ from .options import console, options, print_json
 
 _KEY = "EDGE_SERVE_KEY"
 _PARALLEL = 4  # answers at once, where the settings do not say
+_CONNECTIONS = 512
 
 
 @click.command()
@@ -75,7 +77,12 @@ def serve_command(
         answering = Answering(edge)
         app = make_app(answering, guard, parallel=settings.parallel)
         config = uvicorn.Config(
-            app, log_level="warning", access_log=False, server_header=False, timeout_graceful_shutdown=10
+            app,
+            log_level="warning",
+            access_log=False,
+            server_header=False,
+            timeout_graceful_shutdown=10,
+            limit_concurrency=_CONNECTIONS,
         )
         shown = f"[{host}]" if ":" in host else host
         url = f"http://{shown}:{listening.getsockname()[1]}/v1"
@@ -85,6 +92,7 @@ def serve_command(
             far = "" if is_local(host) else "; over HTTP others in the network can read along: put TLS before it"
             page = url.removesuffix("v1")
             console().print(f"a chat on {page}, the model `edge` on {url}; Ctrl-C ends it{far}", markup=False)
+        logging.getLogger("asyncio").setLevel(logging.ERROR)  # it warns of every client that has gone
         signal.signal(signal.SIGTERM, _interrupted)
         with suppress(KeyboardInterrupt):
             uvicorn.Server(config).run(sockets=[listening])

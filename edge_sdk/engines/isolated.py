@@ -29,6 +29,7 @@ from .worker_process import Call, WorkerProcess, can_start
 _AHEAD = 32  # tokens that a worker computes before they are asked for
 _POLL = 0.02  # seconds between two looks at whether to cancel
 _PATIENCE = 10.0  # seconds for a cancelled generation to end before its process is ended
+_LONGEST = 60.0  # seconds for a worker to take a request, or to answer one that is no generation
 _CRASHES, _WITHIN = 3, 60.0  # so many in so many seconds, without a token between, and it is left alone
 
 
@@ -110,7 +111,9 @@ class IsolatedEngine:
         weakref.finalize(tokens, call.close).atexit = False  # it may be dropped before its first token
         try:
             with self._trusting(call):
-                call.value()
+                if not self._answered(call, cancel):
+                    call.close()
+                    return Generation(_cancelled_at_once())
         except BaseException:
             call.close()
             raise
@@ -138,9 +141,28 @@ class IsolatedEngine:
         call = self._worker().call(*request)
         try:
             with self._trusting(call):
-                return checked(kind, call.value())
+                return checked(kind, *self._answered(call))
         finally:
             call.close()
+
+    def _answered(self, call: Call, cancel: Event | None = None) -> list[Any]:
+        """What the worker answers at once, as the one element; none where it is cancelled before that.
+
+        One that does not answer is at something that never ends: its process is ended.
+        """
+        deadline = time.monotonic() + _LONGEST
+        while True:
+            left = deadline - time.monotonic()
+            try:
+                _, *value = call.next(max(0.0, min(left, left if cancel is None else _POLL)))
+                return value or [None]
+            except Empty:
+                if cancel is not None and cancel.is_set():
+                    return []
+                if left <= 0:
+                    call.process.kill()
+                    ending = f"it did not answer within {_LONGEST:g} s"
+                    raise EngineCrashedError(self._name, ending, "during a request") from None
 
     def _run(self, call: Call, cancel: Event | None) -> Generator[Token, None, GenerationResult]:
         produced = 0
@@ -250,9 +272,13 @@ class IsolatedEngine:
 
     def _pause(self) -> float:
         """Seconds for which no worker is started, 0 or less for none."""
-        if len(self._crashes) < _CRASHES:
-            return 0.0
-        return self._crashes[0] + _WITHIN - time.monotonic()
+        crashes = list(self._crashes)  # another request's tokens may empty it now
+        return crashes[0] + _WITHIN - time.monotonic() if len(crashes) == _CRASHES else 0.0
+
+
+def _cancelled_at_once() -> Generator[Token, None, GenerationResult]:
+    yield from ()
+    return GenerationResult("cancelled", 0, 0, 0, 0.0, 0.0)
 
 
 @dataclass(slots=True)

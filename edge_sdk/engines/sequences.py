@@ -57,7 +57,7 @@ class SequenceModel(LlamaModel):
                 self.close()
                 raise EngineError(
                     f"{path.name} is {what}, and of that kind no sequences can share a beginning",
-                    hint="use another model",
+                    hint="use another model, or one answer at a time (EDGE_PARALLEL=1)",
                 )
 
 

@@ -143,7 +143,7 @@ class _Served:
             return  # it has ended
         run.wanted.release(count)
         if run.thread is None:
-            stopped = [each for each in self._runs.values() if each.thread and each.cancel.is_set()]
+            stopped = [each for each in list(self._runs.values()) if each.thread and each.cancel.is_set()]
             run.thread = Thread(target=self._produce, args=(number, run, stopped), daemon=True)
             run.thread.start()
 

@@ -10,7 +10,7 @@ import hashlib
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
@@ -115,6 +115,7 @@ def prepare(
     passages: Sequence[Passage] = (),
     history: Sequence[PastTurn] = (),
     *,
+    earlier: Iterable[str] = (),
     vault: Vault | None = None,
     preview: Preview | None = None,
     consent: Consent | None = None,
@@ -123,7 +124,8 @@ def prepare(
     """What may be sent of a turn, or why nothing may.
 
     `passages` are those in this turn's prompt and `history` the earlier turns, whether they are to be sent or not:
-    one private passage among them keeps the whole turn on the device. `vault` is the conversation's, so that a
+    one private passage among them keeps the whole turn on the device, and so does one of the `earlier` labels, of
+    turns that were left out. `vault` is the conversation's, so that a
     value keeps its pseudonym from turn to turn. `detectors` are further layers; the rules are always the first.
     Without `preview` the payload is the messages as JSON. Raises nothing but what interrupts the program.
 
@@ -136,7 +138,8 @@ def prepare(
     """
     vault = Vault() if vault is None else vault
     try:
-        labels = [passage.label for passage in passages], [label for turn in history for label in turn.labels]
+        used = [label for turn in history for label in turn.labels]
+        labels = [passage.label for passage in passages], [*used, *earlier]
         refusal = _refusal(policy, *labels, asked=consent is not None)
         if refusal is not None:
             return refusal

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from threading import Event as Flag
 
 import numpy as np
@@ -15,13 +16,15 @@ from numpy.typing import NDArray
 from ..edge import Edge
 from ..errors import RequestError
 from ..records import Answer, TokenCounts
+from .desk import Work
 from .requests import DOCUMENTS, ChatRequest, EmbeddingRequest
-from .turns import Turns
+from .turns import Asked, Turns
 
 ENCODER = "edge-encoder"
 """The name of the model that makes vectors."""
 MOST_TOKENS = 512
 """Of a language model's answer, unless the request says otherwise; `Edge` has a default of its own."""
+_TEXTS = 16  # that are embedded before a look at whether anybody waits for them
 _NO_SYSTEM = "the system message was left out: answers come from the documents, in words that were calibrated"
 
 
@@ -65,46 +68,57 @@ class Answering:
             self.models = (DOCUMENTS, edge.engine.name)
             """The names that a chat may give: of answers from the documents, and of the language model alone."""
 
-    def chat(self, request: ChatRequest, cancel: Flag) -> Iterator[Piece | End]:
-        """Pieces, then the end. Setting `cancel` ends it at the next token; what has come then counts."""
+    def chat(self, request: ChatRequest) -> Work[Piece | End]:
+        """What gives the pieces and then the end; once its flag is set it ends at the next token.
+
+        Raises `RequestError` for what no work is needed to refuse.
+        """
         if request.model == DOCUMENTS:
-            return self._from_documents(request, cancel)
+            return partial(self._from_documents, request, self._turns.asked(request.messages))
         if request.model in self.models:
-            return self._from_model(request, cancel)
+            return partial(self._from_model, request)
         raise _unknown(request.model, self.models)
 
-    def embed(self, request: EmbeddingRequest) -> NDArray[np.float32]:
-        """Vectors [texts, dimension] of length 1. Raises `RequestError` for another model than the encoder."""
+    def embed(self, request: EmbeddingRequest) -> Work[NDArray[np.float32]]:
+        """What gives vectors [texts, dimension] of length 1, some at a time. Raises `RequestError`."""
         if request.model not in ("", ENCODER):
             raise _unknown(request.model, [ENCODER])
-        return self.edge.encoder.encode(request.texts)
+        return partial(self._vectors, request.texts)
 
-    def _from_documents(self, request: ChatRequest, cancel: Flag) -> Iterator[Piece | End]:
-        question, chat = self._turns.conversation(request.messages)
-        wanted = request.documents
+    def _vectors(self, texts: Sequence[str], cancel: Flag) -> Iterator[NDArray[np.float32]]:
+        for start in range(0, len(texts), _TEXTS):
+            if cancel.is_set():
+                return
+            yield self.edge.encoder.encode(texts[start : start + _TEXTS])
+
+    def _from_documents(self, request: ChatRequest, asked: Asked, cancel: Flag) -> Iterator[Piece | End]:
+        wanted, notices = request.documents, list[str]()
         limit = {} if request.max_tokens is None else {"max_tokens": request.max_tokens}
         shown = ""
         for event in self.edge.stream(
-            question,
+            asked.question,
             style=wanted.style,
             k=wanted.k,
             task=wanted.task,
             hold=wanted.hold,
-            conversation=chat,
+            conversation=asked.chat,
             cancel=cancel,
             **limit,
         ):
             if event.answer is not None:
                 answer = event.answer
-                self._turns.remember(question, answer, chat)
-                if any(message.role == "system" for message in request.messages):
-                    answer = replace(answer, reasons=(*answer.reasons, _NO_SYSTEM))
+                self._turns.remember(asked, answer)
                 if shown.strip() != answer.text.strip():
                     if shown:
                         yield Piece(dropped=answer.reasons[-1])
                     yield Piece(answer.text)
+                if any(message.role == "system" for message in request.messages):
+                    notices.append(_NO_SYSTEM)
+                answer = replace(answer, reasons=(*answer.reasons, *notices))
                 reason = "length" if answer.route == "local" and answer.signals.get("cut") else "stop"
-                yield End(answer.text, reason, answer.tokens, answer, question)
+                yield End(answer.text, reason, answer.tokens, answer, asked.question)
+            elif event.kind == "notice":
+                notices.append(event.text)
             elif wanted.hold is None:
                 continue  # nothing that may be taken back: a remote may fail after its first words
             elif event.kind == "provisional":
@@ -118,7 +132,8 @@ class Answering:
         with self.edge.idle.busy():
             engine = self.edge.engine
             prompt = engine.render(request.messages)
-            options = replace(request.options, max_tokens=request.max_tokens or MOST_TOKENS)
+            room = max(1, engine.context - engine.count(prompt))
+            options = replace(request.options, max_tokens=request.max_tokens or min(MOST_TOKENS, room))
             generation = engine.generate(prompt, options, cancel)
             scored: list[Scored] = []
             try:

@@ -7,13 +7,19 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import secrets
 import time
+import traceback
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from contextlib import aclosing, asynccontextmanager, suppress
 from functools import partial
 from importlib import resources
-from typing import Any, TypeVar
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
 
 from ..errors import EdgeError, MissingExtraError, RequestError
 from .answering import ENCODER, Answering, End, Piece
@@ -33,6 +39,8 @@ except ImportError as missing:
 
 WAITING = 64
 """Requests that may wait for their turn."""
+_UPLOAD = 60.0  # seconds for a request to be sent
+_FRAMES = 4  # of a traceback
 _PATIENCE = 10.0  # seconds for answers to end when the server does
 _PAGE = (
     ("/", "index.html", "text/html"),
@@ -53,6 +61,7 @@ _T = TypeVar("_T")
 def make_app(answering: Answering, guard: Guard, *, parallel: int, waiting: int = WAITING) -> ASGIApp:
     """The application on `answering`, of which `parallel` answers are made at once."""
     desk: Desk[Piece | End] = Desk(parallel, waiting)
+    vectors: Desk[NDArray[np.float32]] = Desk(1, waiting)
     started = int(time.time())
 
     async def health(request: Request) -> Response:
@@ -62,19 +71,22 @@ def make_app(answering: Answering, guard: Guard, *, parallel: int, waiting: int 
         return _json(model_list([*answering.models, ENCODER], started))
 
     async def embed(request: Request) -> Response:
-        wanted = read_embedding(read_json(await _body(request)))
-        return _json(embeddings(await asyncio.to_thread(answering.embed, wanted), wanted, ENCODER))
+        wanted = read_embedding(await _object(request))
+        items = partial(vectors.items, answering.embed(wanted))
+        return _Whole(partial(_all, items), lambda parts: embeddings(np.concatenate(parts), wanted, ENCODER))
 
     async def chat(request: Request) -> Response:
-        wanted = read_chat(read_json(await _body(request)), answering.edge.sampling)
+        wanted = read_chat(await _object(request), answering.edge.sampling)
         reply = Completion(f"chatcmpl-{secrets.token_hex(12)}", wanted.model, int(time.time()))
-        items = partial(desk.items, partial(answering.chat, wanted))
-        return (_Stream if wanted.stream else _Whole)(items, wanted, reply)
+        items = partial(desk.items, answering.chat(wanted))
+        if wanted.stream:
+            return _Stream(items, wanted, reply)
+        return _Whole(partial(_end, items), partial(reply.whole, logprobs=wanted.logprobs))
 
     @asynccontextmanager
     async def closing(app: Starlette) -> AsyncIterator[None]:
         yield
-        await desk.close(_PATIENCE)
+        await asyncio.gather(desk.close(_PATIENCE), vectors.close(_PATIENCE))
 
     routes = [
         *(Route(path, _page(file, kind)) for path, file, kind in _PAGE),
@@ -108,13 +120,18 @@ async def _error(request: Request, error: Exception) -> Response:
     return _failed(error)
 
 
-async def _body(request: Request) -> bytes:
+async def _object(request: Request) -> Mapping[str, Any]:
+    """The JSON object of a request; to read a long one takes a while, so that happens in a thread."""
     parts, size = list[bytes](), 0
-    async for part in request.stream():
-        parts.append(part)
-        if (size := size + len(part)) > MOST_BYTES:
-            raise RequestError("the body is too long", status=413, hint=f"send at most {MOST_BYTES} bytes")
-    return b"".join(parts)
+    try:
+        async with asyncio.timeout(_UPLOAD):
+            async for part in request.stream():
+                parts.append(part)
+                if (size := size + len(part)) > MOST_BYTES:
+                    raise RequestError("the body is too long", status=413, hint=f"send at most {MOST_BYTES} bytes")
+    except TimeoutError:
+        raise RequestError(f"the body took more than {_UPLOAD:g} s", status=408) from None
+    return await asyncio.to_thread(read_json, b"".join(parts))
 
 
 def _json(value: object, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
@@ -143,30 +160,48 @@ class _Guarded:
                 self._guard.check(scope["method"], scope["path"], headers)
             except RequestError as error:
                 app = _failed(error)
-        await app(scope, receive, send)
+        try:
+            await app(scope, receive, send)
+        except ClientDisconnect:
+            return
+        except Exception as error:  # the client has its reply
+            _log(error)
 
 
-_Items = Callable[[], AsyncGenerator[Piece | End | None, None]]
+def _log(error: Exception) -> None:
+    """Where something unexpected went wrong, without its message, which may quote what was asked."""
+    frames = traceback.extract_tb(error.__traceback__)[-_FRAMES:]
+    places = " < ".join(f"{Path(frame.filename).name}:{frame.lineno}" for frame in reversed(frames))
+    logging.getLogger(__name__).error("unexpected %s at %s", type(error).__name__, places)
 
 
-class _Whole(Response):
-    """The answer in one piece."""
+_Items = Callable[[], AsyncGenerator[_T | None, None]]
 
-    def __init__(self, items: _Items, wanted: ChatRequest, reply: Completion) -> None:
+
+async def _end(items: _Items[Piece | End]) -> End:
+    async with aclosing(items()) as found:
+        async for item in found:
+            if isinstance(item, End):
+                return item
+    raise AssertionError("an answer has an end")
+
+
+async def _all(items: _Items[_T]) -> list[_T]:
+    async with aclosing(items()) as found:
+        return [item async for item in found if item is not None]
+
+
+class _Whole(Response, Generic[_T]):
+    """What is made of the result of some work, in one piece."""
+
+    def __init__(self, work: Callable[[], Coroutine[Any, Any, _T]], made: Callable[[_T], object]) -> None:
         super().__init__()
-        self._items, self._wanted, self._reply = items, wanted, reply
+        self._work, self._made = work, made
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         with suppress(ClientDisconnect):
-            end = await _attended(self._end(), receive)
-            await _json(self._reply.whole(end, logprobs=self._wanted.logprobs))(scope, receive, send)
-
-    async def _end(self) -> End:
-        async with aclosing(self._items()) as items:
-            async for item in items:
-                if isinstance(item, End):
-                    return item
-        raise AssertionError("an answer has an end")
+            found = await _attended(self._work(), receive)
+            await _json(self._made(found))(scope, receive, send)
 
 
 class _Stream(Response):
@@ -175,7 +210,7 @@ class _Stream(Response):
     An error before the first event has a status of its own; a later one is the last event.
     """
 
-    def __init__(self, items: _Items, wanted: ChatRequest, reply: Completion) -> None:
+    def __init__(self, items: _Items[Piece | End], wanted: ChatRequest, reply: Completion) -> None:
         super().__init__()
         self._items, self._wanted, self._reply = items, wanted, reply
 
@@ -198,15 +233,16 @@ class _Stream(Response):
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def _events(self) -> AsyncGenerator[str, None]:
-        reply, begun = self._reply, False
+        reply, begun, spoken = self._reply, False, False
         try:
             async with aclosing(self._items()) as items:
                 async for item in items:
+                    begun = True
                     if item is None:
                         yield ": at work\n\n"
                         continue
-                    if not begun:
-                        begun = True
+                    if not spoken:
+                        spoken = True
                         yield _event(reply.first())
                     if isinstance(item, Piece):
                         yield _event(reply.piece(item, logprobs=self._wanted.logprobs))
@@ -217,6 +253,8 @@ class _Stream(Response):
         except Exception as error:
             if not begun:
                 raise
+            if not isinstance(error, EdgeError):
+                _log(error)
             yield _event(failure(error)[1])
         else:
             yield "data: [DONE]\n\n"

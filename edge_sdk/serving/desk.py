@@ -9,15 +9,27 @@ import asyncio
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import suppress
+from dataclasses import dataclass
 from threading import Event as Flag
 from threading import Thread
 from typing import Generic, TypeVar
 
-from ..errors import RequestError
+from ..errors import EngineError, RequestError
 
 _T = TypeVar("_T")
+Work = Callable[[Flag], Iterator[_T]]
+"""Gives items, and ends soon once the flag is set."""
+
 _ALIVE = 10.0  # seconds without an item
 _LOOK = 0.02  # seconds between two looks at whether all have ended
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Waiting:
+    """Work that has not begun: what begins it, and what tells whoever waits that it never will."""
+
+    start: Callable[[], None]
+    refuse: Callable[[RequestError], None]
 
 
 class Desk(Generic[_T]):
@@ -29,7 +41,7 @@ class Desk(Generic[_T]):
     def __init__(self, parallel: int, waiting: int, *, alive: float = _ALIVE) -> None:
         """A None comes after every `alive` seconds in which nothing else did."""
         self.parallel, self._waiting, self._alive = parallel, waiting, alive
-        self._pending: deque[Callable[[], None]] = deque()
+        self._pending: deque[_Waiting] = deque()
         self._running: set[Flag] = set()
         self._closed = False
 
@@ -38,15 +50,14 @@ class Desk(Generic[_T]):
         """How many run or wait."""
         return len(self._running) + len(self._pending)
 
-    async def items(self, work: Callable[[Flag], Iterator[_T]]) -> AsyncGenerator[_T | None, None]:
+    async def items(self, work: Work[_T]) -> AsyncGenerator[_T | None, None]:
         """What the iterator gives, as it comes; raises what it raises.
 
         Once this is closed, the flag that `work` got is set; the next in turn begins when the thread has ended.
         Raises `RequestError` where too many wait already.
         """
         if self._closed or self.here >= self.parallel + self._waiting:
-            said = "the server is closing" if self._closed else f"{self.here} requests run or wait already"
-            raise RequestError(said, status=503, hint="ask again in a while")
+            raise _refusal("the server is closing" if self._closed else f"{self.here} requests run or wait already")
         loop, cancel = asyncio.get_running_loop(), Flag()
         found: asyncio.Queue[tuple[_T] | Exception | None] = asyncio.Queue()  # None: nothing more comes
 
@@ -61,14 +72,21 @@ class Desk(Generic[_T]):
                     tell(None)
                 except Exception as error:
                     tell(error)
+                except BaseException as error:  # as native code of some packages raises
+                    tell(EngineError(f"unexpected {type(error).__name__}"))
                 finally:
                     loop.call_soon_threadsafe(self._left, cancel)
 
         def start() -> None:
             self._running.add(cancel)
-            Thread(target=run, name="edge-answer", daemon=True).start()
+            try:
+                Thread(target=run, name="edge-answer", daemon=True).start()
+            except RuntimeError:
+                self._running.discard(cancel)
+                found.put_nowait(_refusal("no thread can be started"))
 
-        self._pending.append(start)
+        waiting = _Waiting(start, found.put_nowait)
+        self._pending.append(waiting)
         self._next()
         try:
             while True:
@@ -86,12 +104,13 @@ class Desk(Generic[_T]):
         finally:
             cancel.set()
             with suppress(ValueError):
-                self._pending.remove(start)
+                self._pending.remove(waiting)
 
     async def close(self, seconds: float) -> None:
         """Take nothing more, end what runs, and wait for it as long as that."""
         self._closed = True
-        self._pending.clear()
+        while self._pending:
+            self._pending.popleft().refuse(_refusal("the server is closing"))
         for cancel in self._running:
             cancel.set()
         with suppress(TimeoutError):
@@ -101,8 +120,12 @@ class Desk(Generic[_T]):
 
     def _next(self) -> None:
         while self._pending and len(self._running) < self.parallel:
-            self._pending.popleft()()
+            self._pending.popleft().start()
 
     def _left(self, cancel: Flag) -> None:
         self._running.discard(cancel)
         self._next()
+
+
+def _refusal(why: str) -> RequestError:
+    return RequestError(why, status=503, hint="ask again in a while")

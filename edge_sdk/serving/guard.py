@@ -46,6 +46,8 @@ class Guard:
         """For a server on `host`. Raises `ConfigError` where other machines can reach it and there is no key."""
         if key is not None and len(key) < _LEAST_KEY:
             raise ConfigError(f"the key has {len(key)} characters", hint=f"use {_LEAST_KEY} or more")
+        if key is not None and not (key.isascii() and key.isprintable() and " " not in key):
+            raise ConfigError("the key has characters that a header cannot carry", hint="use letters and digits")
         if key is None and not is_local(host):
             raise ConfigError(
                 f"{host} can be reached from other machines, and there is no key",
@@ -56,8 +58,8 @@ class Guard:
     def check(self, method: str, path: str, headers: Mapping[str, str]) -> None:
         """Raise `RequestError` for a request that is not to be read; header names are in lower case."""
         name = _host(headers.get("host", ""))
-        if name not in self.hosts:
-            raise RequestError(f"this is not {name!r}", status=421, hint="ask by an address of the server's own")
+        if name not in self.hosts and not (self.key is not None and _is_address(name)):
+            raise RequestError(f"this is not {name!r}", status=421, hint="ask by its address, or serve with --name")
         origin = headers.get("origin")
         if origin is not None and _origin(origin) not in self.hosts:
             raise RequestError("pages of other origins may not ask", status=403)
@@ -76,6 +78,15 @@ class Guard:
         scheme, _, key = said.partition(" ")
         known = hmac.compare_digest(key.strip().encode(), (self.key or "").encode())
         return scheme.casefold() == "bearer" and known
+
+
+def _is_address(name: str) -> bool:
+    """Whether it is a number, which nobody can point elsewhere as a name."""
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True
 
 
 def _host(value: str) -> str:

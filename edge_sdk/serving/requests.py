@@ -38,6 +38,9 @@ _UNSUPPORTED: Mapping[str, tuple[object, ...]] = {
     "top_logprobs": (0,),
     "modalities": (["text"],),
     "audio": (),
+    "web_search_options": (),
+    "grammar": (),
+    "guided_json": (),
 }
 _T = TypeVar("_T")
 
@@ -205,6 +208,8 @@ def _message(value: object, where: str) -> Message:
             part.get("text") if isinstance(part, dict) and part.get("type") == "text" else None for part in content
         ]
         content = None if None in parts else "\n".join(map(str, parts))
+    if content is None and role == "assistant":
+        content = ""  # as some send turns again that ended before their first word
     if not isinstance(content, str):
         _refuse(f"{where}.content", type(content).__name__, "text")
     match role:

@@ -1,7 +1,7 @@
 """Chats of clients that send the whole history with every question, as conversations.
 
-What was answered here is remembered for a while as it was: with the labels of the passages that were read, and with
-the prompt it had, so that the model need not read it again. Knows nothing of requests and of models.
+What was answered here is remembered for a while: with the labels of all passages that it may repeat, and where it
+was a turn of a chat with the prompt it had, so that the model need not read it again. Knows nothing of models.
 """
 
 from __future__ import annotations
@@ -9,15 +9,28 @@ from __future__ import annotations
 import hashlib
 from collections import OrderedDict
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from threading import Lock
 
 from ..conversation import Conversation, Turn
 from ..errors import RequestError
 from ..records import Answer, Message
 
-_REMEMBERED = 512  # turns
 UNKNOWN = "unknown"
 """The label of a turn that was not answered here: it may hold anything, so the privacy gate keeps it here."""
+
+_REMEMBERED = 512  # turns
+_TELLING = 12  # characters of a reply from which on it is looked for in questions
+_LOOKED_AT = 200_000  # characters of a question
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A question with the chat before it, None for a first one, and the newest turn of that."""
+
+    question: str
+    chat: Conversation | None
+    newest: Turn | None = None
 
 
 class Turns:
@@ -27,35 +40,39 @@ class Turns:
         self._turns: OrderedDict[bytes, Turn] = OrderedDict()
         self._lock = Lock()
 
-    def conversation(self, messages: Sequence[Message]) -> tuple[str, Conversation | None]:
-        """The question, which is the last message, and the chat before it, if there was one.
+    def asked(self, messages: Sequence[Message]) -> Asked:
+        """The last message is the question; system messages are left out.
 
-        System messages are left out. Raises `RequestError` where user and assistant do not take turns.
+        A question that quotes an answer which was given here has the labels of that: programs ask so for the title
+        of a chat. Raises `RequestError` where user and assistant do not take turns.
         """
         said = [message for message in messages if message.role != "system"]
         if not said or any(each.role != ("user", "assistant")[at % 2] for at, each in enumerate(said)):
             raise RequestError("user and assistant do not take turns", hint="begin with the user")
         if len(said) % 2 == 0:
             raise RequestError("the last message is not the user's", hint="end with the question")
-        if len(said) == 1:
-            return said[0].content, None
-        chat = Conversation()
+        question, quoted = said[-1].content, self._quoted(said[-1].content)
+        if len(said) == 1 and not quoted:
+            return Asked(question, None)
+        chat = Conversation(quoted)
         for user, assistant in zip(said[:-1:2], said[1::2], strict=True):
             turn = self._find(user.content, assistant.content)
             chat.append(turn.question, turn.user, turn.assistant.content, turn.labels)
-        return said[-1].content, chat
+        return Asked(question, chat, chat.turns[-1] if chat.turns else None)
 
-    def remember(self, question: str, answer: Answer, chat: Conversation | None) -> None:
-        """Keep what was answered; `chat` is the conversation that it was an answer in."""
-        if chat is not None and chat.last_question == question:
-            turn = chat.turns[-1]
-        else:
-            labels = {hit.passage.label for hit in answer.hits}
-            turn = Turn(question, Message("user", question), Message("assistant", answer.text), tuple(labels))
+    def remember(self, asked: Asked, answer: Answer) -> None:
+        """Keep what was answered. It may repeat what it has read and whatever was said before."""
+        labels = {hit.passage.label for hit in answer.hits}
+        turn = Turn(asked.question, Message("user", asked.question), Message("assistant", answer.text))
+        if asked.chat is not None:
+            labels |= asked.chat.labels
+            if asked.chat.turns and asked.chat.turns[-1] is not asked.newest:
+                turn = asked.chat.turns[-1]
+        key = _key(asked.question, answer.text)
         with self._lock:
-            key = _key(question, answer.text)
-            self._turns[key] = turn
-            self._turns.move_to_end(key)
+            if (known := self._turns.pop(key, None)) is not None:
+                labels.update(known.labels)
+            self._turns[key] = replace(turn, labels=tuple(sorted(labels)))
             while len(self._turns) > _REMEMBERED:
                 self._turns.popitem(last=False)
 
@@ -63,6 +80,18 @@ class Turns:
         with self._lock:
             known = self._turns.get(_key(question, reply))
         return known or Turn(question, Message("user", question), Message("assistant", reply), (UNKNOWN,))
+
+    def _quoted(self, question: str) -> set[str]:
+        """The labels of all turns whose reply the question quotes."""
+        text = _plain(question[:_LOOKED_AT])
+        with self._lock:
+            turns = list(self._turns.values())
+        replies = ((_plain(turn.assistant.content), turn.labels) for turn in turns)
+        return {label for reply, labels in replies if len(reply) >= _TELLING and reply in text for label in labels}
+
+
+def _plain(text: str) -> str:
+    return " ".join(text.split())
 
 
 def _key(question: str, reply: str) -> bytes:
