@@ -317,7 +317,7 @@ def test_a_private_turn_that_has_no_room_any_more_still_keeps_the_chat_here(make
     for _ in range(6):
         edge.ask(QUESTION, conversation=chat, max_tokens=40)
     assert "noon" not in "".join(message.content for message in chat.messages), "it was left out"
-    answer = edge.ask("Who won the chess olympiad?", conversation=chat)
+    answer = edge.ask("Who won the chess olympiad?", conversation=chat, max_tokens=40)
     assert (answer.route, answer.left_device, remote.requests) == ("abstain", {}, [])
     assert any("private" in reason for reason in answer.reasons)
 
