@@ -310,7 +310,10 @@ def test_a_long_conversation_loses_its_oldest_turns_and_says_so(make: Make) -> N
 def test_a_private_turn_that_has_no_room_any_more_still_keeps_the_chat_here(make: Make) -> None:
     remote = FakeRemote(["Never."], ["Never."])
     edge = make(
-        "Press the red button [1].", context=500, remote=remote, privacy=PrivacyPolicy("prefer_local", "all")
+        lambda prompt: NOT_FOUND if "chess" in prompt else "Press the red button [1].",
+        context=500,
+        remote=remote,
+        privacy=PrivacyPolicy("prefer_local", "all"),
     )
     chat = Conversation()
     chat.append("When does it open?", Message("user", "The vault opens at noon."), "At noon.", ["private"])
