@@ -162,3 +162,11 @@ def test_a_key_from_a_file_is_asked_for(home: Path) -> None:
         assert httpx.get(f"{url}/models", trust_env=False).status_code == 401
         right = {"Authorization": "Bearer 0123456789abcdef"}
         assert httpx.get(f"{url}/models", headers=right, trust_env=False).status_code == 200
+
+
+def test_without_its_packages_it_says_what_to_install(
+    home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "uvicorn", None)
+    assert main(arguments(home)) == 1
+    assert "pip install 'edge-sdk[serve]'" in capsys.readouterr().err
