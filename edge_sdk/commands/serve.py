@@ -64,7 +64,6 @@ def serve_command(
         raise ConfigError("there is no remote to ask", hint="give --remote, or another --when-unsure")
     guard = Guard.of(host, names, _key(key_file))
     settings = _for_serving(settings, in_process=in_process)
-    listening = _listen(host, port)
     try:
         import uvicorn
 
@@ -73,7 +72,7 @@ def serve_command(
     except ImportError as error:
         raise MissingExtraError("the server", "serve") from error
     policy = None if when_unsure is None else Policy(when_unsure)
-    with listening, Edge.open(settings=settings, policy=policy) as edge:
+    with _listen(host, port) as listening, Edge.open(settings=settings, policy=policy) as edge:
         answering = Answering(edge)
         app = make_app(answering, guard, parallel=settings.parallel)
         config = uvicorn.Config(
