@@ -157,7 +157,7 @@ class Drafter:
         notices: list[str] = []
         past = 0
         if conversation is not None:
-            dropped, past = self._left_out(conversation.messages, room - reading.prompt_tokens, manner.cancel)
+            dropped, past = self._left_out(conversation.messages, room - reading.prompt_tokens)
             for _ in range(dropped):
                 conversation.drop_oldest()
                 notices = [f"the conversation is longer than {room} tokens; the oldest turns were left out"]
@@ -172,10 +172,10 @@ class Drafter:
         prompt = self._build(question, list(texts), manner.style, budget, tuple(history), room, texts.__getitem__)
         return replace(prompt, left_out=len(hits) - len(prompt.passages)), notices
 
-    def _left_out(self, history: Sequence[Message], room: int, cancel: Flag | None) -> tuple[int, int]:
+    def _left_out(self, history: Sequence[Message], room: int) -> tuple[int, int]:
         """How many of the oldest turns have to go so that the others fit, and the tokens of these.
 
-        By bisection, for every count reads the text; none is counted for an answer that nobody waits for.
+        By bisection, for every count reads the text.
         """
 
         def tokens(turns: int) -> int:
@@ -186,7 +186,7 @@ class Drafter:
         if not history or (size := tokens(0)) <= room:
             return 0, size
         size = 0
-        while most - least > 1 and not (cancel is not None and cancel.is_set()):
+        while most - least > 1:
             middle = (least + most) // 2
             found = tokens(middle)
             least, most, size = (least, middle, found) if found <= room else (middle, most, size)

@@ -325,7 +325,7 @@ def test_a_private_turn_that_has_no_room_any_more_still_keeps_the_chat_here(make
     assert any("private" in reason for reason in answer.reasons)
 
 
-def test_a_long_chat_is_cut_in_few_steps_and_in_none_for_nobody(make: Make) -> None:
+def test_a_long_chat_is_cut_in_few_steps(make: Make) -> None:
     class Counting(FakeEngine):
         counts = 0
 
@@ -347,10 +347,6 @@ def test_a_long_chat_is_cut_in_few_steps_and_in_none_for_nobody(make: Make) -> N
     assert newest == "It is 999 red buttons."
     exact = chat.messages[:-2]
     assert engine.count(engine.render(exact)) <= 700 - 40 - 600, "they fit beside the prompt"
-    engine.counts, gone = 0, Flag()
-    gone.set()
-    make(engine).ask(QUESTION, conversation=long(), max_tokens=40, cancel=gone)
-    assert engine.counts < 30
 
 
 def test_what_was_cancelled_is_not_handed_off(make: Make) -> None:

@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 from ..errors import ConfigError, RequestError
 
 LOCAL_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
-MOST_BYTES = 4 << 20
+MOST_BYTES = 2 << 20
 """Of a body."""
 _OPEN = frozenset({"/health", "/", "/page.css", "/page.js"})  # paths that tell nothing worth a key
 _LEAST_KEY = 16  # characters
