@@ -333,13 +333,9 @@ def test_a_long_chat_is_cut_in_few_steps(make: Make) -> None:
             self.counts += 1
             return super().count(text)
 
-    def long() -> Conversation:
-        chat = Conversation()
-        for number in range(1000):
-            chat.append("?", Message("user", f"What is {number}?"), f"It is {number} red buttons.")
-        return chat
-
-    engine, chat = Counting("Press the red button [1].", context=700), long()
+    engine, chat = Counting("Press the red button [1].", context=700), Conversation()
+    for number in range(1000):
+        chat.append("?", Message("user", f"What is {number}?"), f"It is {number} red buttons.")
     assert make(engine).ask(QUESTION, conversation=chat, max_tokens=40).route == "local"
     assert engine.counts < 60
     assert 2 < len(chat.turns) < 60
