@@ -103,7 +103,7 @@ def measured(given: argparse.Namespace, home: Path) -> dict[str, Any]:
     peer = [
         *(sys.executable, "-m", "llama_cpp.server", "--model", str(given.file), "--port", str(ports[1])),
         *("--n_ctx", str(given.context), "--n_threads", str(given.threads)),
-        *("--n_threads_batch", str(given.threads)),
+        *("--n_threads_batch", str(given.threads), "--interrupt_requests", "false"),
     ]
     rounds: list[dict[str, dict[str, float]]] = []
     for number in range(given.rounds + 1):
@@ -134,17 +134,22 @@ def measured(given: argparse.Namespace, home: Path) -> dict[str, Any]:
     def ratio(one: str, other: str, measure: str) -> float:
         return round(median(row[one][measure] / row[other][measure] for row in rounds), 3)
 
-    names = [name for name in rounds[0] if name != "edge_1"]
+    pairs = [(f"edge_{count}", "edge_1") for count in given.at_once]
+    if given.peer:
+        pairs += [(f"edge_{count}", f"peer_{count}") for count in (1, *given.at_once)]
+    ratios = {f"tokens_per_second_{one}_to_{other}": ratio(one, other, "tokens_per_second") for one, other in pairs}
+    decoding = {  # of a server that takes one after the other there is no such time
+        f"decode_tokens_per_second_edge_{count}_to_edge_1": ratio(
+            f"edge_{count}", "edge_1", "decode_tokens_per_second"
+        )
+        for count in given.at_once
+    }
     return {
         "figures": {
             name: {measure: round(median(row[name][measure] for row in rounds), 3) for measure in rounds[0][name]}
             for name in rounds[0]
         },
-        "ratios": {
-            f"{measure}_{name}_to_edge_1": ratio(name, "edge_1", measure)
-            for measure in ("tokens_per_second", "decode_tokens_per_second")
-            for name in names
-        },
+        "ratios": ratios | decoding,
     }
 
 
