@@ -43,7 +43,7 @@ def test_a_command_of_the_readme_exists_with_its_options(line: str) -> None:
 
 def test_every_flag_of_the_settings_table_exists() -> None:
     table = README[README.index("| flag |") : README.index("## Install")]
-    assert set(re.findall(r"`(--[\w-]+)`", table)) <= options_of("ask") | options_of("pull")
+    assert set(re.findall(r"`(--[\w-]+)`", table)) <= options_of("ask") | options_of("pull") | options_of("serve")
 
 
 def test_models_that_the_readme_names_are_in_the_catalog() -> None:
