@@ -119,6 +119,17 @@ def test_references_name_definitions() -> None:
             checked_schema(json.dumps({"$ref": wrong, "$defs": {"a": {"type": "null"}}}))
 
 
+def test_properties_may_be_called_like_keywords_and_values_may_look_like_references() -> None:
+    schema = {
+        "type": "object",
+        "properties": {name: {"$ref": "#/$defs/a"} for name in ("enum", "const", "required", "default")},
+        "$defs": {"a": {"const": {"$ref": "no reference"}}},
+    }
+    checked = checked_schema(json.dumps(schema))
+    assert set(map(str, checked["properties"].values())) == {"{'$ref': '#/$defs/definition0'}"}
+    assert checked["$defs"] == {"definition0": {"const": {"$ref": "no reference"}}}
+
+
 @pytest.mark.parametrize("levels", [8, 14])
 def test_schemas_that_unfold_without_end_are_quick_or_refused(levels: int) -> None:
     pytest.importorskip("llama_cpp")

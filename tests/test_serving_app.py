@@ -5,9 +5,8 @@ from __future__ import annotations
 import base64
 import json
 import socket
-import threading
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -17,55 +16,20 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
-from served import events, said, served, streamed, until
+from served import KEY, QUESTION, Make, SlowEngine, assistants, events, said, served, streamed, until
 
-from edge_sdk.edge import Edge
 from edge_sdk.engines.engine import Generation
 from edge_sdk.errors import EngineCrashedError
 from edge_sdk.fakes import FakeEncoder, FakeEngine
 from edge_sdk.fallback.remote import FakeRemote
 from edge_sdk.privacy.gate import PrivacyPolicy
-from edge_sdk.prompt import NOT_FOUND, Reading
+from edge_sdk.prompt import NOT_FOUND
 from edge_sdk.records import GenerateOptions, GenerationResult, Token
 from edge_sdk.serving import app
 from edge_sdk.serving.desk import Desk
-from edge_sdk.storage.store import Store
 
-MANUAL = "# Pump\n\nPress the red button to reset the pump. The tank holds four litres of water.\n"
-QUESTION = "How do I reset the pump?"
 ELSEWHERE = "Who won the chess olympiad?"
 CHAT = "/v1/chat/completions"
-KEY = "0123456789abcdef"
-
-Make = Callable[..., Edge]
-
-
-class SlowEngine(FakeEngine):
-    """One token after the other, a moment each, for as long as `many` says; counts what runs and what was ended."""
-
-    def __init__(self, many: int = 10_000, moment: float = 0.005) -> None:
-        super().__init__("x")
-        self.many, self.moment, self.running, self.most, self.cancelled = many, moment, 0, 0, 0
-        self._lock = threading.Lock()
-
-    def generate(self, prompt: str, options: GenerateOptions, cancel: Flag | None = None) -> Generation:
-        return Generation(self._slowly(cancel or Flag()))
-
-    def _slowly(self, cancel: Flag) -> Generator[Token, None, GenerationResult]:
-        with self._lock:
-            self.running += 1
-            self.most = max(self.most, self.running)
-        made = 0
-        try:
-            while made < self.many and not cancel.is_set():
-                time.sleep(self.moment)
-                made += 1
-                yield Token(made, f"w{made} ", -0.1, 0.1, 3.0)
-        finally:
-            with self._lock:
-                self.running -= 1
-                self.cancelled += made < self.many
-        return GenerationResult("cancelled" if made < self.many else "stop", 5, 0, made, 0.0, 0.0)
 
 
 class BrokenEngine(FakeEngine):
@@ -83,19 +47,8 @@ class BrokenEngine(FakeEngine):
 
 @pytest.fixture
 def make(tmp_path: Path) -> Iterator[Make]:
-    made: list[Edge] = []
-    (tmp_path / "manual.md").write_text(MANUAL, encoding="utf-8")
-
-    def build(script: object = "Press the red button [1].", **options: Any) -> Edge:
-        engine = script if isinstance(script, FakeEngine) else FakeEngine(script)  # type: ignore[arg-type]
-        edge = Edge(Store.open(tmp_path / "store.db"), FakeEncoder, lambda: (engine, Reading(600, True)), **options)
-        edge.add([tmp_path / "manual.md"])
-        made.append(edge)
-        return edge
-
-    yield build
-    for edge in made:
-        edge.close()
+    with assistants(tmp_path) as build:
+        yield build
 
 
 def test_an_answer_from_the_documents_has_its_evidence_and_its_reasons(make: Make) -> None:

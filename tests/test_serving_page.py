@@ -3,43 +3,26 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from browser import Page, browser
-from served import served
-from test_serving_app import KEY, MANUAL, QUESTION, SlowEngine
+from served import KEY, QUESTION, Make, SlowEngine, assistants, served
 
-from edge_sdk.edge import Edge
-from edge_sdk.fakes import FakeEncoder, FakeEngine
-from edge_sdk.prompt import NOT_FOUND, Reading
-from edge_sdk.storage.store import Store
+from edge_sdk.fakes import FakeEngine
+from edge_sdk.prompt import NOT_FOUND
 
 FILES = Path(__file__).parents[1] / "edge_sdk" / "serving" / "page"
 HOSTILE = "<img src=x onerror=\"document.title='taken'\"><script>document.title='taken'</script> **Press** [1]"
 DONE = "document.querySelectorAll('.facts').length === {} && document.querySelector('#stop').hidden"
 
-Make = Callable[..., Edge]
-
 
 @pytest.fixture
 def make(tmp_path: Path) -> Iterator[Make]:
-    made: list[Edge] = []
-    (tmp_path / "manual.md").write_text(MANUAL, encoding="utf-8")
-
-    def build(script: object = "Press the red button [1].", document: str = MANUAL, **options: Any) -> Edge:
-        (tmp_path / "manual.md").write_text(document, encoding="utf-8")
-        engine = script if isinstance(script, FakeEngine) else FakeEngine(script)  # type: ignore[arg-type]
-        edge = Edge(Store.open(tmp_path / "store.db"), FakeEncoder, lambda: (engine, Reading(600, True)), **options)
-        edge.add([tmp_path / "manual.md"])
-        made.append(edge)
-        return edge
-
-    yield build
-    for edge in made:
-        edge.close()
+    with assistants(tmp_path) as build:
+        yield build
 
 
 @pytest.fixture

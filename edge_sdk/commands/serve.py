@@ -58,7 +58,7 @@ def serve_command(
 
     The model `edge` answers from the documents, with probability, citations and reasons beside the text; the
     language model's own name reaches that alone. The model runs in a process without keys and network, so that a
-    crash costs one request. The last line of --json is printed once it listens.
+    crash costs only what it is answering. The last line of --json is printed once it listens.
     """
     if when_unsure == "remote" and settings.remote is None:
         raise ConfigError("there is no remote to ask", hint="give --remote, or another --when-unsure")

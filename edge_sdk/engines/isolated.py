@@ -34,7 +34,7 @@ _CRASHES, _WITHIN = 3, 60.0  # so many in so many seconds, without a token betwe
 
 
 class IsolatedEngine:
-    """A model in a process of its own: one generation at a time, from any thread, like the engine in there.
+    """A model in a process of its own, from any thread: as many generations at once as the engine in there runs.
 
     A worker that has crashed is started anew in the background, and requests wait until it has loaded the model;
     after three crashes within a minute without a token between them, they fail until the minute has passed.

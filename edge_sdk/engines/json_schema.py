@@ -40,6 +40,7 @@ _OF_KIND = {  # what says nothing about values of other types
     "string": ("pattern", "minLength", "maxLength", "format"),
 }
 _DEFINITIONS = ("$defs", "definitions")
+_LITERAL = ("const", "enum", "required")  # their values are no schemas, whatever they look like
 
 
 def checked_schema(text: str) -> dict[str, Any]:
@@ -80,7 +81,12 @@ def _renamed(schema: dict[str, Any], text: str) -> dict[str, Any]:
             return [visit(each) for each in value]
         if not isinstance(value, dict):
             return value
-        made = {key: each if key in ("enum", "const", "required") else visit(each) for key, each in value.items()}
+        made: dict[str, Any] = {}
+        for key, each in value.items():
+            if key in _MAPS:
+                made[key] = {name: visit(part) for name, part in each.items()}
+            else:
+                made[key] = each if key in _REMARKS or key in _LITERAL else visit(each)
         if isinstance(made.get("$ref"), str):
             if made["$ref"] not in names:
                 raise GrammarError(

@@ -20,10 +20,10 @@ DOCUMENTS = "edge"
 MOST_MESSAGES, MOST_TEXTS, MOST_PASSAGES, MOST_TOKENS = 1000, 256, 50, 8192
 
 _DEPTH = 64  # of what is nested in a request
-_SAMPLING: Mapping[str, tuple[str, float, float]] = {
-    "temperature": ("temperature", 0.0, 2.0),
-    "top_p": ("top_p", 0.0, 1.0),
-    "min_p": ("min_p", 0.0, 1.0),
+_SAMPLING: Mapping[str, tuple[float, float]] = {  # fields of `GenerateOptions`: least and most
+    "temperature": (0.0, 2.0),
+    "top_p": (0.0, 1.0),
+    "min_p": (0.0, 1.0),
 }
 # What nobody here can do, with the values that ask for nothing.
 _UNSUPPORTED: Mapping[str, tuple[object, ...]] = {
@@ -158,9 +158,9 @@ def _only_text(value: Mapping[str, Any]) -> None:
 
 def _sampled(value: Mapping[str, Any], sampling: GenerateOptions) -> GenerateOptions:
     numbers: dict[str, Any] = {}
-    for name, (field, least, most) in _SAMPLING.items():
+    for name, (least, most) in _SAMPLING.items():
         if (number := _get(value, name, _number(least, most), None)) is not None:
-            numbers[field] = number
+            numbers[name] = number
     if (top := _get(value, "top_k", _whole(0, 1 << 20), None)) is not None:
         numbers["top_k"] = top
     if (seed := _get(value, "seed", _whole(-(2**63), 2**63 - 1), None)) is not None:
