@@ -40,7 +40,7 @@ _OF_KIND = {  # what says nothing about values of other types
     "string": ("pattern", "minLength", "maxLength", "format"),
 }
 _DEFINITIONS = ("$defs", "definitions")
-_LITERAL = ("const", "enum", "required")  # their values are no schemas, whatever they look like
+_TYPES = ("array", "boolean", "integer", "null", "number", "object", "string")
 
 
 def checked_schema(text: str) -> dict[str, Any]:
@@ -77,16 +77,16 @@ def _renamed(schema: dict[str, Any], text: str) -> dict[str, Any]:
     names = {f"#/{kind}/{name}": (kind, f"{own}{number}") for number, (kind, name) in enumerate(places)}
 
     def visit(value: Any) -> Any:
-        if isinstance(value, list):
-            return [visit(each) for each in value]
-        if not isinstance(value, dict):
+        if not isinstance(value, dict):  # additionalProperties may be a boolean
             return value
         made: dict[str, Any] = {}
         for key, each in value.items():
             if key in _MAPS:
                 made[key] = {name: visit(part) for name, part in each.items()}
+            elif key in _LISTS:
+                made[key] = [visit(part) for part in each]
             else:
-                made[key] = each if key in _REMARKS or key in _LITERAL else visit(each)
+                made[key] = visit(each) if key in _SINGLES or key == "additionalProperties" else each
         if isinstance(made.get("$ref"), str):
             if made["$ref"] not in names:
                 raise GrammarError(
@@ -187,6 +187,11 @@ def _check_values(schema: Mapping[str, Any], place: str) -> None:
     for least, most in (("minItems", "maxItems"), ("minLength", "maxLength")):
         if schema.get(least, 0) > schema.get(most, _MAX_COUNT):
             raise GrammarError(f"{least!r} of the JSON schema at {place} is more than {most!r}")
+    if "type" in schema and schema["type"] not in _TYPES:
+        raise GrammarError(
+            f"'type' of the JSON schema at {place} is {json.dumps(schema['type'])[:40]}",
+            hint=f"types are {', '.join(_TYPES)}",
+        )
     if "enum" in schema:
         _of(list, schema, "enum", place)
     if "pattern" in schema:
