@@ -33,8 +33,8 @@ def until_cancelled(started: list[str], name: str) -> Work:
     return work
 
 
-async def all_of(items: AsyncGenerator[Any, None]) -> list[Any]:
-    return [item async for item in items]
+async def all_of(items: AsyncGenerator[list[Any], None]) -> list[Any]:
+    return [item async for some in items for item in some]
 
 
 async def true(what: Callable[[], bool]) -> None:
@@ -91,7 +91,7 @@ def test_what_nobody_waits_for_is_ended_and_the_next_begins_once_it_has() -> Non
         desk: Desk[int] = Desk(1, 5)
         log: list[str] = []
         async with aclosing(desk.items(until_cancelled(log, "first"))) as first:
-            assert await anext(first) == 1
+            assert await anext(first) == [1]
             second = asyncio.ensure_future(all_of(desk.items(counting(7))))
             await asyncio.sleep(0.05)
             assert not second.done(), "there is one place"
@@ -135,6 +135,25 @@ def test_too_many_are_told_to_come_again() -> None:
     asyncio.run(run())
 
 
+def test_what_comes_while_the_loop_is_busy_comes_together() -> None:
+    def work(cancel: Flag) -> Iterator[int]:
+        for number in range(2000):
+            if number == 1000:
+                time.sleep(0.05)
+            yield number
+
+    async def run() -> None:
+        desk: Desk[int] = Desk(1, 0)
+        found = []
+        async for some in desk.items(work):
+            found.append(some)
+            time.sleep(0.02)
+        assert [item for some in found for item in some] == list(range(2000))
+        assert len(found) < 200
+
+    asyncio.run(run())
+
+
 def test_silence_is_told_and_nothing_is_lost_by_it() -> None:
     def slow(cancel: Flag) -> Iterator[int]:
         for number in range(3):
@@ -143,9 +162,9 @@ def test_silence_is_told_and_nothing_is_lost_by_it() -> None:
 
     async def run() -> None:
         desk: Desk[int] = Desk(1, 0, alive=0.02)
-        found = await all_of(desk.items(slow))
-        assert [item for item in found if item is not None] == [0, 1, 2]
-        assert found.count(None) >= 3
+        found = [some async for some in desk.items(slow)]
+        assert [item for some in found for item in some] == [0, 1, 2]
+        assert found.count([]) >= 3
 
     asyncio.run(run())
 

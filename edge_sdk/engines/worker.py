@@ -36,6 +36,7 @@ Send = Callable[[Message], None]
 # Seconds for which the tokens of a quick model are gathered into one message: the app that reads it needs a core,
 # and where the model computes on all of them, every message makes it wait.
 _GATHER = 0.025
+_GATHER_MANY = 0.1  # where several answers come together
 
 
 def main() -> int:
@@ -180,9 +181,12 @@ class _Served:
                 if token is None:
                     return
                 held.append(token)
-                if (now := time.monotonic()) - sent >= _GATHER:
+                many = len(self._runs) > 1
+                if (now := time.monotonic()) - sent >= (_GATHER_MANY if many else _GATHER):
                     sent = now
                     self._flush(number, held)
+                    if many:  # this thread, too, takes time from the model when it wakes for a token
+                        run.cancel.wait(_GATHER_MANY - _GATHER)
         finally:
             self._flush(number, held)
 

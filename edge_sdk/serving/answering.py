@@ -5,7 +5,7 @@ Runs in a thread of the server's. Knows nothing of HTTP and of JSON.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from threading import Event as Flag
@@ -55,6 +55,22 @@ class End:
     answer: Answer | None = None
     question: str = ""
     scored: tuple[Scored, ...] = ()
+
+
+def joined(items: Iterable[Piece | End]) -> list[Piece | End]:
+    """The same answer, with text that was not dropped between in one piece.
+
+    >>> joined([Piece("Press "), Piece("it."), Piece(dropped="unsure"), Piece("No.")])[0].text
+    'Press it.'
+    """
+    made: list[Piece | End] = []
+    for item in items:
+        last = made[-1] if made else None
+        if isinstance(item, Piece) and isinstance(last, Piece) and not (item.dropped or last.dropped):
+            made[-1] = Piece(last.text + item.text, tokens=last.tokens + item.tokens)
+        else:
+            made.append(item)
+    return made
 
 
 class Answering:

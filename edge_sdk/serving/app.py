@@ -11,7 +11,7 @@ import logging
 import secrets
 import time
 import traceback
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping
 from contextlib import aclosing, asynccontextmanager, suppress
 from functools import partial
 from importlib import resources
@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import EdgeError, MissingExtraError, RequestError
-from .answering import ENCODER, Answering, End, Piece
+from .answering import ENCODER, Answering, End, Piece, joined
 from .desk import Desk
 from .guard import MOST_BYTES, Guard
 from .replies import Completion, embeddings, failure, model_list
@@ -175,20 +175,21 @@ def _log(error: Exception) -> None:
     logging.getLogger(__name__).error("unexpected %s at %s", type(error).__name__, places)
 
 
-_Items = Callable[[], AsyncGenerator[_T | None, None]]
+_Items = Callable[[], AsyncGenerator[list[_T], None]]
 
 
 async def _end(items: _Items[Piece | End]) -> End:
     async with aclosing(items()) as found:
-        async for item in found:
-            if isinstance(item, End):
-                return item
+        async for some in found:
+            for item in some:
+                if isinstance(item, End):
+                    return item
     raise AssertionError("an answer has an end")
 
 
 async def _all(items: _Items[_T]) -> list[_T]:
     async with aclosing(items()) as found:
-        return [item async for item in found if item is not None]
+        return [item async for some in found for item in some]
 
 
 class _Whole(Response, Generic[_T]):
@@ -221,7 +222,7 @@ class _Stream(Response):
     async def _send(self, send: Send) -> None:
         begun = False
         async with aclosing(self._events()) as events:
-            async for event in events:
+            async for some in events:
                 if not begun:
                     begun = True
                     headers = [
@@ -229,27 +230,20 @@ class _Stream(Response):
                         (b"cache-control", b"no-store"),
                     ]
                     await send({"type": "http.response.start", "status": 200, "headers": headers})
-                await send({"type": "http.response.body", "body": event.encode(), "more_body": True})
+                await send({"type": "http.response.body", "body": some.encode(), "more_body": True})
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def _events(self) -> AsyncGenerator[str, None]:
-        reply, begun, spoken = self._reply, False, False
+        begun = spoken = False
         try:
             async with aclosing(self._items()) as items:
-                async for item in items:
+                async for some in items:
                     begun = True
-                    if item is None:
-                        yield ": at work\n\n"
-                        continue
-                    if not spoken:
+                    chunks = [chunk for item in joined(some) for chunk in self._chunks(item)]
+                    if chunks and not spoken:
                         spoken = True
-                        yield _event(reply.first())
-                    if isinstance(item, Piece):
-                        yield _event(reply.piece(item, logprobs=self._wanted.logprobs))
-                        continue
-                    yield _event(reply.last(item))
-                    if self._wanted.usage:
-                        yield _event(reply.usage(item))
+                        chunks.insert(0, self._reply.first())
+                    yield "".join(map(_event, chunks)) or ": at work\n\n"
         except Exception as error:
             if not begun:
                 raise
@@ -258,6 +252,14 @@ class _Stream(Response):
             yield _event(failure(error)[1])
         else:
             yield "data: [DONE]\n\n"
+
+    def _chunks(self, item: Piece | End) -> Iterator[dict[str, Any]]:
+        if isinstance(item, Piece):
+            yield self._reply.piece(item, logprobs=self._wanted.logprobs)
+            return
+        yield self._reply.last(item)
+        if self._wanted.usage:
+            yield self._reply.usage(item)
 
 
 def _event(value: object) -> str:

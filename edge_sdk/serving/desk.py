@@ -39,7 +39,7 @@ class Desk(Generic[_T]):
     """
 
     def __init__(self, parallel: int, waiting: int, *, alive: float = _ALIVE) -> None:
-        """A None comes after every `alive` seconds in which nothing else did."""
+        """An empty list comes after every `alive` seconds in which no item did."""
         self.parallel, self._waiting, self._alive = parallel, waiting, alive
         self._pending: deque[_Waiting] = deque()
         self._running: set[Flag] = set()
@@ -50,8 +50,8 @@ class Desk(Generic[_T]):
         """How many run or wait."""
         return len(self._running) + len(self._pending)
 
-    async def items(self, work: Work[_T]) -> AsyncGenerator[_T | None, None]:
-        """What the iterator gives, as it comes; raises what it raises.
+    async def items(self, work: Work[_T]) -> AsyncGenerator[list[_T], None]:
+        """What the iterator gives, as it comes: what has come since the last list; raises what it raises.
 
         Once this is closed, the flag that `work` got is set; the next in turn begins when the thread has ended.
         Raises `RequestError` where too many wait already.
@@ -59,21 +59,28 @@ class Desk(Generic[_T]):
         if self._closed or self.here >= self.parallel + self._waiting:
             raise _refusal("the server is closing" if self._closed else f"{self.here} requests run or wait already")
         loop, cancel = asyncio.get_running_loop(), Flag()
-        found: asyncio.Queue[tuple[_T] | Exception | None] = asyncio.Queue()  # None: nothing more comes
+        found, some = deque[_T](), asyncio.Event()
+        end = list[Exception | None]()  # in the end one, None where nothing went wrong
 
-        def tell(item: tuple[_T] | Exception | None) -> None:
-            loop.call_soon_threadsafe(found.put_nowait, item)
+        def tell(item: _T) -> None:
+            found.append(item)
+            if len(found) == 1:  # else the loop is awake, or is being woken
+                loop.call_soon_threadsafe(some.set)
+
+        def tell_end(error: Exception | None) -> None:
+            end.append(error)
+            loop.call_soon_threadsafe(some.set)
 
         def run() -> None:
             with suppress(RuntimeError):  # the loop has ended, and with it whoever listened
                 try:
                     for item in work(cancel):
-                        tell((item,))
-                    tell(None)
+                        tell(item)
+                    tell_end(None)
                 except Exception as error:
-                    tell(error)
+                    tell_end(error)
                 except BaseException as error:  # as native code of some packages raises
-                    tell(EngineError(f"unexpected {type(error).__name__}"))
+                    tell_end(EngineError(f"unexpected {type(error).__name__}"))
                 finally:
                     loop.call_soon_threadsafe(self._left, cancel)
 
@@ -83,24 +90,25 @@ class Desk(Generic[_T]):
                 Thread(target=run, name="edge-answer", daemon=True).start()
             except RuntimeError:
                 self._running.discard(cancel)
-                found.put_nowait(_refusal("no thread can be started"))
+                tell_end(_refusal("no thread can be started"))
 
-        waiting = _Waiting(start, found.put_nowait)
+        waiting = _Waiting(start, tell_end)
         self._pending.append(waiting)
         self._next()
         try:
             while True:
-                try:
+                with suppress(TimeoutError):
                     async with asyncio.timeout(self._alive):
-                        item = await found.get()
-                except TimeoutError:
-                    yield None
-                    continue
-                if item is None:
+                        await some.wait()
+                over, woken = bool(end), some.is_set()  # before what came is taken: nothing comes behind the end
+                some.clear()
+                items = [found.popleft() for _ in range(len(found))]
+                if items or not woken:
+                    yield items
+                if over:
+                    if end[0] is not None:
+                        raise end[0]
                     return
-                if isinstance(item, Exception):
-                    raise item
-                yield item[0]
         finally:
             cancel.set()
             with suppress(ValueError):

@@ -19,6 +19,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import accumulate
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -33,21 +34,35 @@ from edge_sdk.hub.models import resolve
 
 
 def ask(client: httpx.Client, model: str, prompt: str, tokens: int) -> list[float]:
-    """When a request was sent, and when each of its tokens came."""
+    """When a request was sent, and when each of its tokens came.
+
+    An event may hold several tokens: all are counted where the server counts them, and shared out by the length of
+    the events' texts.
+    """
     body = {
         "model": model,
         "messages": [{"role": "user", "content": prompt}],
         "max_tokens": tokens,
         "temperature": 0,
         "stream": True,
+        "stream_options": {"include_usage": True},
     }
-    times = [time.perf_counter()]
+    started, usage = time.perf_counter(), 0
+    events: list[tuple[float, int]] = []
     with client.stream("POST", "chat/completions", json=body) as reply:
         reply.raise_for_status()
         for line in reply.iter_lines():
-            if line.startswith("data: {") and '"content": "' in line and '"content": ""' not in line:
-                times.append(time.perf_counter())
-    return times
+            if not line.startswith("data: {"):
+                continue
+            now, chunk = time.perf_counter(), json.loads(line.removeprefix("data: "))
+            usage = (chunk.get("usage") or {}).get("completion_tokens", usage)
+            if text := "".join(choice["delta"].get("content") or "" for choice in chunk["choices"]):
+                events.append((now, len(text)))
+    lengths = list(accumulate(length for _, length in events))
+    counts = [round((usage or len(events)) * (each / lengths[-1] if usage else at / len(events)))
+              for at, each in enumerate(lengths, 1)]  # fmt: skip
+    return [started, *(now for (now, _), count, before in zip(events, counts, [0, *counts], strict=False)
+                       for _ in range(count - before))]  # fmt: skip
 
 
 def together(client: httpx.Client, model: str, prompts: list[str], tokens: int) -> Times:
