@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -603,18 +604,38 @@ def test_an_answer_that_is_left_leaves_only_what_was_given(engine: GgufEngine) -
 
 
 @pytest.mark.parametrize("reads", [0, 1, 3])
-def test_no_more_than_two_tokens_are_made_before_they_are_wanted(
-    engine: GgufEngine, reads: int, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("seconds", "ahead"), [(0.03, 1), (0.004, 7)])
+def test_no_more_than_a_moments_tokens_are_made_before_they_are_wanted(
+    engine: GgufEngine, reads: int, seconds: float, ahead: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = []
     advance = engine._model.advance
-    monkeypatch.setattr(engine._model, "advance", lambda token: made.append(token) or advance(token))
-    generation = engine.generate(PROMPT, TEN)
+
+    def slowly(token: int) -> None:
+        time.sleep(seconds)
+        made.append(token)
+        advance(token)
+
+    monkeypatch.setattr(engine._model, "advance", slowly)
+    generation = engine.generate(PROMPT, replace(TEN, max_tokens=20))
     for _ in range(reads):
         next(generation)
-    time.sleep(0.1)
-    assert len(made) <= reads + 1
-    assert len(list(generation)) == 10 - reads
+    time.sleep(0.2)
+    assert len(made) <= reads + ahead
+    assert len(list(generation)) == 20 - reads
+
+
+def test_tokens_of_a_quick_model_come_in_groups(engine: GgufEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    advance = engine._model.advance
+    monkeypatch.setattr(engine._model, "advance", lambda token: time.sleep(0.004) or advance(token))
+    generation = engine.generate(PROMPT, replace(TEN, max_tokens=40))
+    groups = [0]
+    for _ in generation:
+        groups[-1] += 1
+        if not generation.ready:
+            groups.append(0)
+    assert groups[0] == 1, "the first comes at once"
+    assert len(groups) < 30
 
 
 def test_what_cannot_be_forgotten_is_not_made_before_it_is_wanted(

@@ -171,7 +171,7 @@ class BatchEngine:
         with self._prompts.reading() as model:
             asked = Asked(model, tokens, options, cancel or Event())
         self._worker.add(asked)
-        return Generation(_Reading(self, self._worker, asked))
+        return Generation(_Reading(self, self._worker, asked), lambda: asked.made.ready)
 
     def candidates(
         self, prompt: str, count: int, options: GenerateOptions, cancel: Event | None = None

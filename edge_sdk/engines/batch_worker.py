@@ -19,6 +19,7 @@ from ..errors import EngineError
 from ..records import FinishReason, GenerateOptions, GenerationResult, Token
 from .batching import Batching
 from .engine import TextStream
+from .handover import MOMENT, HandOver
 from .llama import LlamaModel
 from .llama_sampler import Sampler
 from .prompt_tokens import PromptTokens
@@ -26,6 +27,7 @@ from .sequences import SequenceContext, SequenceModel
 
 _STALL = 0.1  # seconds that an answer may have to wait for the prompts of others in its batch
 _LEAST_PART = 32  # tokens of a prompt; with fewer the weights are read too often
+_LONGEST_WAIT = 0.1  # seconds for tokens of many answers to be read together; the more answers, the more readers
 _KEPT_SHARE = 0.25  # of shared cells may hold what ended answers have left
 
 
@@ -34,7 +36,8 @@ class Asked:
 
     def __init__(self, model: LlamaModel, prompt: list[int], options: GenerateOptions, cancel: Event) -> None:
         self.prompt, self.max_tokens = np.array(prompt, np.int32), options.max_tokens
-        self.made: SimpleQueue[Token | FinishReason | Exception] = SimpleQueue()
+        self.made: HandOver[Token | FinishReason | Exception] = HandOver()
+        self.wait = MOMENT  # seconds within which tokens are handed over together
         self.cached, self.dropped, self.over = 0, False, False
         self._model, self._cancel = model, cancel
         self._sampler, self._stream = Sampler(model, options, prompt), TextStream(options.stop)
@@ -69,7 +72,7 @@ class Asked:
         if reason is None and self._produced == self.max_tokens:
             reason = "length"
         text += self._stream.finish() if reason else ""
-        self.made.put(Token(chosen, text, figures.logprob, figures.entropy, figures.margin))
+        self.made.put(Token(chosen, text, figures.logprob, figures.entropy, figures.margin), self.wait)
         if reason:
             self.end(reason)
             return None
@@ -159,6 +162,8 @@ class BatchWorker:
         for asked in over:
             self.batching.drop(asked)
         self._asked = [asked for asked in self._asked if asked not in over]
+        for asked in self._asked:
+            asked.wait = min(_LONGEST_WAIT, MOMENT * len(self._asked))
         if not self._asked:
             return
         started = time.perf_counter()

@@ -8,7 +8,7 @@ from __future__ import annotations
 import codecs
 import hashlib
 import math
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
 from threading import Event
 from typing import Protocol
@@ -28,8 +28,9 @@ class Generation(Iterator[Token]):
     (['a'], 'stop')
     """
 
-    def __init__(self, tokens: Generator[Token, None, GenerationResult]) -> None:
-        self._tokens = tokens
+    def __init__(self, tokens: Generator[Token, None, GenerationResult], ready: Callable[[], bool] = bool) -> None:
+        """`ready` says whether the next token is there already, as far as that is known."""
+        self._tokens, self._ready = tokens, ready
         self._result: GenerationResult | None = None
 
     def __next__(self) -> Token:
@@ -39,6 +40,11 @@ class Generation(Iterator[Token]):
             if stop.value is not None:
                 self._result = stop.value
             raise StopIteration from None
+
+    @property
+    def ready(self) -> bool:
+        """Whether the next token, or the end, comes without waiting; False where that is not known."""
+        return self._ready()
 
     @property
     def result(self) -> GenerationResult:

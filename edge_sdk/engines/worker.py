@@ -33,10 +33,9 @@ from .opening import Opening
 
 Send = Callable[[Message], None]
 
-# Seconds for which the tokens of a quick model are gathered into one message: the app that reads it needs a core,
-# and where the model computes on all of them, every message makes it wait.
-_GATHER = 0.025
-_GATHER_MANY = 0.1  # where several answers come together
+# Seconds for which the tokens of a quick model are gathered into one message, where the engine does not hand them
+# over in groups: the app that reads it needs a core, and where the model computes on all of them, it waits.
+_GATHER = 0.01
 
 
 def main() -> int:
@@ -181,12 +180,9 @@ class _Served:
                 if token is None:
                     return
                 held.append(token)
-                many = len(self._runs) > 1
-                if (now := time.monotonic()) - sent >= (_GATHER_MANY if many else _GATHER):
+                if not run.generation.ready and (now := time.monotonic()) - sent >= _GATHER:
                     sent = now
                     self._flush(number, held)
-                    if many:  # this thread, too, takes time from the model when it wakes for a token
-                        run.cancel.wait(_GATHER_MANY - _GATHER)
         finally:
             self._flush(number, held)
 

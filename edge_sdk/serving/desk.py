@@ -69,20 +69,24 @@ class Desk(Generic[_T]):
 
         def tell_end(error: Exception | None) -> None:
             end.append(error)
-            loop.call_soon_threadsafe(some.set)
+            some.set()
+
+        def leave(error: Exception | None) -> None:
+            self._running.discard(cancel)
+            tell_end(error)
+            self._next()
 
         def run() -> None:
+            wrong: Exception | None = None
+            try:
+                for item in work(cancel):
+                    tell(item)
+            except Exception as error:
+                wrong = error
+            except BaseException as error:  # as native code of some packages raises
+                wrong = EngineError(f"unexpected {type(error).__name__}")
             with suppress(RuntimeError):  # the loop has ended, and with it whoever listened
-                try:
-                    for item in work(cancel):
-                        tell(item)
-                    tell_end(None)
-                except Exception as error:
-                    tell_end(error)
-                except BaseException as error:  # as native code of some packages raises
-                    tell_end(EngineError(f"unexpected {type(error).__name__}"))
-                finally:
-                    loop.call_soon_threadsafe(self._left, cancel)
+                loop.call_soon_threadsafe(leave, wrong)
 
         def start() -> None:
             self._running.add(cancel)
@@ -100,12 +104,12 @@ class Desk(Generic[_T]):
                 with suppress(TimeoutError):
                     async with asyncio.timeout(self._alive):
                         await some.wait()
-                over, woken = bool(end), some.is_set()  # before what came is taken: nothing comes behind the end
+                woken = some.is_set()
                 some.clear()
                 items = [found.popleft() for _ in range(len(found))]
                 if items or not woken:
                     yield items
-                if over:
+                if end and not found:  # more may have come while those were looked at
                     if end[0] is not None:
                         raise end[0]
                     return
@@ -129,10 +133,6 @@ class Desk(Generic[_T]):
     def _next(self) -> None:
         while self._pending and len(self._running) < self.parallel:
             self._pending.popleft().start()
-
-    def _left(self, cancel: Flag) -> None:
-        self._running.discard(cancel)
-        self._next()
 
 
 def _refusal(why: str) -> RequestError:
