@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from threading import Event
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -21,7 +22,7 @@ from lora_files import tiny_adapter
 
 pytest.importorskip("llama_cpp")
 
-from edge_sdk.engines import batch_engine, batch_worker
+from edge_sdk.engines import batch_engine, batch_worker, sequences
 from edge_sdk.engines.batch_engine import BatchEngine
 from edge_sdk.engines.engine import Engine, Generation
 from edge_sdk.engines.engine_gguf import GgufEngine
@@ -599,3 +600,18 @@ def test_200_cancels_at_random_points_free_their_place_within_a_second(smollm2_p
     print(f"\n{len(waits)} cancels, {within} before the first token: {max(waits):.3f} s at most,", end=" ")
     print(f"{sorted(waits)[len(waits) // 2]:.3f} s in the median until the place was free")
     assert within > 50 and max(waits) < 1.0
+
+
+def test_fewer_threads_compute_where_two_wait_for_each_other(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with BatchEngine.open(tiny, context=16_384, sequences=2, threads=2) as opened:
+        context, now, ran = opened._worker._context, [0.0], list[int]()
+
+        def beside_a_busy_process() -> float:
+            ran.append(context._running)
+            now[0] += 0.005 if context._running == 1 else 0.5
+            return now[0]
+
+        monkeypatch.setattr(sequences, "time", SimpleNamespace(perf_counter=beside_a_busy_process))
+        list(opened.generate(PROMPTS[0], GenerateOptions(max_tokens=40)))
+        assert ran[0] == 2 and ran[-1] == 1
+        assert ran.count(1) > ran.count(2)

@@ -184,7 +184,8 @@ class SequenceContext:
     def _decode(self) -> bool:
         tokens = int(self._struct.n_tokens)
         pace = self._paces.setdefault(tokens, ThreadPace(self._model.most_threads)) if tokens <= DRAFT else None
-        if (threads := pace.threads if pace else self._model.most_threads) != self._running:
+        trial = pace is not None and pace.unsure
+        if (threads := 1 if trial else pace.threads if pace else self._model.most_threads) != self._running:
             self._lib.llama_set_n_threads(self._context, threads, threads)
             self._running = threads
         started = time.perf_counter()
@@ -193,7 +194,12 @@ class SequenceContext:
             raise EngineError(f"llama.cpp fails to evaluate {tokens} tokens (code {code})")
         seconds = time.perf_counter() - started
         for each in self._paces.values():
-            each.took(seconds) if each is pace and not code else each.passed(seconds)
+            if each is not pace or code:
+                each.passed(seconds)
+            elif trial:
+                each.tried_one(seconds)
+            else:
+                each.took(seconds)
         return not code
 
     def row(self, place: int) -> Any:
