@@ -24,12 +24,12 @@ from .conversation import Conversation
 from .drafting import Draft, Drafter, Manner, abstention, local_answer
 from .errors import EdgeError, StoreError
 from .extracting import Extractor, Reader
-from .handoff import Handoff, Missed, Topic
+from .handoff import Handoff, Missed, Topic, recall
 from .idle import IdleTimer, while_busy
 from .judge import Judge
 from .privacy.gate import PrivacyPolicy
 from .prompt import Reading, Style
-from .records import AddReport, Answer, Event, GenerateOptions, Hit, Timings
+from .records import AddReport, Answer, Event, GenerateOptions, Hit, Message, Timings
 from .route import Policy, decide_before
 
 if TYPE_CHECKING:
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from .encoders.embed import Encoder
     from .engines.engine import Engine
     from .fallback.caller import Caller
+    from .fallback.learned import LearnedAnswers
     from .fallback.remote import Remote
     from .ingest import Progress
     from .privacy.gate import Consent
@@ -275,6 +276,8 @@ class Edge:
         reasons = judge.decision.reasons
         if judge.decision.route == "remote" and found is None:
             found = yield from self._hand_off(question, draft, reasons, conversation, cancel)
+        elif judge.decision.route == "abstain" and found is None:
+            found = self._recalled(question, conversation, reasons)
         missed: tuple[str, ...] = (found.reason,) if isinstance(found, Missed) else ()
         if missed and judge.gave_up:  # nobody else answers: go through with it after all
             judge = Judge(query, hits, Policy("local"), note="given up at first", extract=extract, task=task)
@@ -282,6 +285,9 @@ class Edge:
             missed = (*reasons, *missed, "so this is the local answer, unsure as it is")
         if isinstance(found, Answer):
             answer = found
+            if conversation is not None:
+                labels = {passage.label for passage in draft.passages}
+                conversation.append(question, Message("user", question), found.text, labels)
         elif judge.decision.route == "local":
             answer = local_answer(judge, draft, *missed)
         elif missed and draft.usable:
@@ -302,6 +308,7 @@ class Edge:
             hits=tuple(hits),
             signals=dict(judge.signals),
             explanation=judge.explanation,
+            left_device=found.left_device if isinstance(found, Missed) else answer.left_device,
         )
         yield Event("final", answer=self._kept(answer, question))
 
@@ -398,7 +405,23 @@ class Edge:
         """The way to the remote, through privacy gate, budget and ledger; None without one."""
         if self.remote is None:
             return None
-        return Handoff.of(self.remote, self.privacy, self.store.database, self.encoder.fingerprint, self.consent)
+        return Handoff.of(self.remote, self.privacy, self.store.database, self.learned, self.consent)
+
+    @_opened_once
+    def learned(self) -> LearnedAnswers | None:
+        """Answers of remotes that were paid for once; None, where it is set to that, asks for each anew."""
+        from .fallback.learned import LearnedAnswers
+
+        return LearnedAnswers(self.store.database, self.encoder.fingerprint)
+
+    def _recalled(
+        self, question: str, conversation: Conversation | None, reasons: tuple[str, ...]
+    ) -> Answer | None:
+        """The answer that was learned for a question to which the documents have none."""
+        if self.learned is None:
+            return None
+        known = recall(self.learned, Topic(question, self._vector(question), (), conversation))
+        return None if known is None else replace(known, reasons=(*reasons, *known.reasons))
 
     def _hand_off(
         self,

@@ -1,12 +1,12 @@
 """From the decision to ask a remote to its answer: learned answers first, the privacy gate, the guarded call.
 
-Whatever stops it is a reason, and then nothing has left the device. Knows nothing of when to hand off, of local
-models or of prompts.
+Whatever stops it is a reason, and it is told what had left the device by then. Knows nothing of when to hand off,
+of local models or of prompts.
 """
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -52,10 +52,14 @@ class Topic:
 
 @dataclass(frozen=True, slots=True)
 class Missed:
-    """There is no answer from elsewhere, and why; `queued` names the question where it waits in the outbox."""
+    """There is no answer from elsewhere, and why; `queued` names the question where it waits in the outbox.
+
+    `left_device` is what was sent all the same, in characters of each kind.
+    """
 
     reason: str
     queued: str = ""
+    left_device: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass
@@ -81,14 +85,12 @@ class Handoff:
         remote: Remote | Caller,
         policy: PrivacyPolicy,
         database: Database,
-        encoder: str,
+        learned: LearnedAnswers | None = None,
         consent: Consent | None = None,
     ) -> Handoff:
-        """The way to `remote` with everything that is kept of it in one file; `encoder` is its fingerprint."""
-        from .fallback.learned import LearnedAnswers
-
+        """The way to `remote` with everything that is kept of it in one file."""
         caller = remote if isinstance(remote, Caller) else Caller(remote, database)
-        return cls(caller, policy, Outbox(database), LearnedAnswers(database, encoder), consent)
+        return cls(caller, policy, Outbox(database), learned, consent)
 
     def answer(
         self, topic: Topic, reasons: tuple[str, ...], cancel: Flag | None = None
@@ -97,7 +99,7 @@ class Handoff:
 
         `reasons` are those for handing off, the last one decided.
         """
-        found: Answer | Missed | None = self.recall(topic)
+        found: Answer | Missed | None = None if self.learned is None else recall(self.learned, topic)
         if found is None:
             outgoing = self.prepare(topic)
             if isinstance(outgoing, Withheld):
@@ -114,26 +116,6 @@ class Handoff:
         if isinstance(found, Answer):
             return replace(found, reasons=(*reasons, *found.reasons))
         return found or Missed("the remote gave nothing")
-
-    def recall(self, topic: Topic) -> Answer | None:
-        """The answer that was learned for this very question, if there is one; nothing leaves the device."""
-        if self.learned is None or not topic.stands_alone:
-            return None
-        known = self.learned.find(topic.question, topic.vector)
-        if known is None:
-            return None
-        with suppress(StoreError):  # a file that cannot be written does not keep the answer back
-            self.learned.count_use(known.id)
-        return Answer(
-            text=known.answer,
-            citations=(),
-            probability=None,
-            route="local",
-            reasons=(known.origin,),
-            timings=Timings(),
-            tokens=TokenCounts(),
-            model=known.provenance.model,
-        )
 
     def prepare(self, topic: Topic) -> Outgoing | Withheld:
         """What may be sent, or why nothing may. Asks for consent where that is the mode."""
@@ -168,7 +150,9 @@ class Handoff:
                     yield text
         except (RemoteError, OfflineError) as error:
             unsent = isinstance(error, OfflineError | RemoteUnreachableError)
-            return self._missed(error, outgoing, topic, queue=unsent)
+            missed = self._missed(error, outgoing, topic, queue=unsent)
+            sent = stream.entry is not None and not unsent  # nothing is sent that is not in the ledger
+            return replace(missed, left_device=dict(outgoing.contents)) if sent else missed
         finally:
             stream.close()
         if rest := restorer.finish():
@@ -219,3 +203,24 @@ class Handoff:
 
 def _ending(reply: RemoteReply) -> tuple[str, ...]:
     return () if reply.finish_reason == "stop" else (f"the remote ended with {reply.finish_reason}",)
+
+
+def recall(learned: LearnedAnswers, topic: Topic) -> Answer | None:
+    """The answer that was learned for this very question, if there is one; nothing leaves the device."""
+    if not topic.stands_alone:
+        return None
+    known = learned.find(topic.question, topic.vector)
+    if known is None:
+        return None
+    with suppress(StoreError):  # a file that cannot be written does not keep the answer back
+        learned.count_use(known.id)
+    return Answer(
+        text=known.answer,
+        citations=(),
+        probability=None,
+        route="local",
+        reasons=(known.origin,),
+        timings=Timings(),
+        tokens=TokenCounts(),
+        model=known.provenance.model,
+    )

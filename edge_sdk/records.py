@@ -105,6 +105,10 @@ class Chunk:
     heading: str  # the headings joined by " › ", or ""
 
 
+OPEN_LABELS = ("", "public")
+"""Labels of passages that may leave when passages are sent; every other one, known or not, keeps its turn here."""
+
+
 @dataclass(frozen=True, slots=True)
 class Passage:
     """A stored passage. `text` is exactly the document's `text[start:end]`, offsets in characters."""
@@ -117,6 +121,11 @@ class Passage:
     start: int
     end: int
     label: str = ""  # its own or its document's: "public", "private", or "" for neither
+
+    @property
+    def open(self) -> bool:
+        """Whether its text may leave the device when passages are sent."""
+        return self.label in OPEN_LABELS
 
 
 @dataclass(frozen=True, slots=True)

@@ -83,8 +83,9 @@ def collect(
     own = replace(settings, store=store_path(settings, file, Path(settings.encoder).name), prefix_cache=0)
     with Edge.open(settings=own, policy=Policy(when_unsure="local")) as edge:
         edge.calibrations = None  # one that exists must not decide what is measured
+        edge.learned = None  # every question is to be asked
         if edge.handoff is not None:
-            edge.handoff.learned, edge.handoff.queues = None, False  # every question is to be asked
+            edge.handoff.queues = False
         fill_store(edge.store, edge.encoder, documents, progress, cancel)
         asked = ask_all(
             edge, questions[:limit], out=out, style="brief", max_tokens=48, progress=progress, cancel=cancel

@@ -144,8 +144,9 @@ def remote_edge(make: Make, mode: str, *replies: str | RemoteTimeoutError) -> tu
     edge, engine = make()
     remote = FakeRemote(*replies)
     edge.remote, edge.privacy = remote, PrivacyPolicy(mode)  # type: ignore[arg-type]
+    edge.learned = None
     assert edge.handoff is not None
-    edge.handoff.learned, edge.handoff.queues = None, False
+    edge.handoff.queues = False
     return edge, engine, remote
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -18,7 +19,7 @@ from edge_sdk.confidence.neighbours import Neighbours, gather
 from edge_sdk.config import load_settings
 from edge_sdk.conversation import Conversation
 from edge_sdk.edge import Edge
-from edge_sdk.errors import ContextOverflowError, OfflineError, RemoteTimeoutError
+from edge_sdk.errors import ContextOverflowError, OfflineError, RemoteTimeoutError, RemoteUnreachableError
 from edge_sdk.fakes import FakeEncoder, FakeEngine
 from edge_sdk.fallback.remote import FakeRemote
 from edge_sdk.handoff import MAX_TOKENS
@@ -206,6 +207,21 @@ def test_an_accepted_remote_answer_is_given_again_without_a_call(make: Make) -> 
     assert len(remote.requests) == 3
 
 
+def test_what_was_accepted_is_given_without_a_remote_too(make: Make) -> None:
+    asked = "Who won the chess olympiad in 2018?"
+    remote = FakeRemote(["Ding Liren"])
+    online = make(remote=remote, privacy=OPEN)
+    online.ask(asked)
+    assert online.learned is not None
+    (kept,) = online.learned.answers("quarantine")
+    online.learned.accept(kept.id)
+    for edge in (make(), make(remote=FakeRemote(), privacy=PrivacyPolicy("local_only"))):
+        answer = edge.ask(asked)
+        assert (answer.text, answer.route, answer.left_device) == ("Ding Liren", "local", {})
+        assert any("not from your documents" in reason for reason in answer.reasons)
+        assert edge.ask("Who won the chess olympiad in 2022?").route == "abstain"
+
+
 def test_in_mode_ask_the_user_sees_the_exact_bytes(make: Make) -> None:
     seen: list[bytes] = []
     remote = FakeRemote(["Nobody."])
@@ -223,6 +239,33 @@ def test_preferring_the_remote_asks_it_first_and_falls_back_to_the_documents(mak
     answer = edge.ask("Where is the red button?")
     assert (answer.route, answer.text) == ("local", "Press the red button [1].")
     assert any("no reply within 60 s" in reason for reason in answer.reasons)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "left"),
+    [
+        (RemoteTimeoutError("no reply within 60 s"), {"question": len("Where is the red button?")}),
+        (RemoteUnreachableError("refused"), {}),
+        (OfflineError("offline"), {}),
+    ],
+)
+def test_what_was_sent_in_vain_has_left_the_device_all_the_same(
+    make: Make, wrong: Exception, left: dict[str, int]
+) -> None:
+    edge = make(remote=FakeRemote(wrong), privacy=PrivacyPolicy("prefer_remote"))
+    answer = edge.ask("Where is the red button?")
+    assert (answer.route, answer.left_device) == ("local", left)
+    assert ("left the device: nothing" in answer.explain()) == (not left)
+    assert json.loads(edge.store.decision(answer.id) or "")["left_device"] == left
+
+
+def test_what_the_remote_has_said_is_a_turn_of_the_conversation(make: Make) -> None:
+    remote, chat = FakeRemote(["Georges Bizet."], ["In 1838."]), Conversation()
+    edge = make(remote=remote, privacy=PrivacyPolicy("prefer_remote", "all"))
+    edge.ask("Who wrote the opera Carmen?", conversation=chat)
+    edge.ask("When was he born?", conversation=chat)
+    assert [turn.assistant.content for turn in chat.turns] == ["Georges Bizet.", "In 1838."]
+    assert "Bizet" in "".join(message.content for message in remote.requests[1])
 
 
 def test_an_answer_given_up_early_is_still_delivered_when_the_remote_fails(make: Make, tmp_path: Path) -> None:

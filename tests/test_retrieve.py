@@ -280,3 +280,17 @@ def test_a_passage_added_while_the_question_runs_is_no_hit_without_a_similarity(
     assert hits[0].passage.document == "tea"
     assert all(hit.similarity is not None and np.isfinite(hit.similarity) for hit in hits)
     assert "late" in [hit.passage.document for hit in retrieve(store, ENCODER, "tea")]
+
+
+@pytest.mark.parametrize("first", ["secret", "copy"])
+@pytest.mark.parametrize("k", [1, 3])
+def test_a_copy_without_its_label_does_not_open_a_private_text(tmp_path: Path, first: str, k: int) -> None:
+    text = "The safe combination is written on the back of the clock in the hall."
+    store = Store.open(tmp_path / "store.db")
+    for name in (first, "copy" if first == "secret" else "secret"):
+        put(store, ENCODER, name, text)
+    put(store, ENCODER, "tea", TEXTS["tea"])
+    store.set_label("secret", "private")
+    hits = retrieve(store, ENCODER, "Where is the safe combination?", k)
+    assert [hit.passage.label for hit in hits if hit.passage.text == text] == ["private"]
+    assert all(hit.passage.open for hit in hits if hit.passage.text != text)

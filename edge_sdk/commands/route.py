@@ -85,8 +85,9 @@ def calibrate_command(
             target = work.halves(target)
         if not risk.startswith("regret"):
             edge.remote = None  # its answers say nothing of this risk
+        edge.learned = None  # every question is to be asked
         if edge.handoff is not None:
-            edge.handoff.learned, edge.handoff.queues = None, False  # every question is to be asked
+            edge.handoff.queues = False
         with cancel_on_interrupt() as cancel, progress_bar("answering") as bar:
             asked = asking.ask_all(
                 edge, rows, out=out, style=style, max_tokens=max_tokens, k=k, progress=bar, cancel=cancel

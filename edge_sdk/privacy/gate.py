@@ -15,16 +15,13 @@ from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 from ..errors import ConfigError, MissingExtraError, PrivacyError
-from ..records import Message, Passage
+from ..records import OPEN_LABELS, Message, Passage
 from .detectors import Detector, Finding, find
 from .pseudonyms import Vault, drop, is_marked
 
 Mode = Literal["local_only", "prefer_local", "ask", "prefer_remote"]
 Send = Literal["question", "selected", "all"]
 Level = Literal["pseudonymise", "redact"]
-
-OPEN_LABELS = ("", "public")
-"""Labels of passages that may leave when passages are sent; every other one, known or not, keeps its turn here."""
 
 LONGEST = 100_000  # characters; the detectors take about 3 seconds for the worst text of this size
 

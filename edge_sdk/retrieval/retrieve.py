@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -41,9 +41,9 @@ def retrieve(
     Two rankings look at everything and propose their `candidates` best: BM25 (FTS5) of the terms that are `telling`
     and the cosine of the vectors; without an encoder BM25 alone. Their scores are fused, and the `LEADING` best are
     ranked again by how much they are like those in front, in words and in vectors (`ranking`). Of passages with
-    nearly the same text only the best stays. A hit's `score` is between 0 and 1; with an encoder every hit has its
-    `similarity` to the question, wherever it was found. Raises `EncoderMismatchError` when the store's vectors are
-    another's.
+    nearly the same text only the best stays, private if one of them is. A hit's `score` is between 0 and 1; with
+    an encoder every hit has its `similarity` to the question, wherever it was found. Raises `EncoderMismatchError`
+    when the store's vectors are another's.
     """
     question = storable(question)
     if k < 1 or not question.strip():
@@ -108,15 +108,24 @@ def _ask_vectors(store: Store, encoder: Encoder, question: str) -> _Asked | None
 
 
 def _distinct(passages: Sequence[Passage], k: int) -> list[Passage]:
-    """The first k passages that do not repeat an earlier one."""
-    kept: list[tuple[Passage, frozenset[tuple[str, ...]]]] = []
+    """The first k passages that do not repeat an earlier one.
+
+    One that says what a private one says has that one's label: a copy without it opens nothing.
+    """
+    kept: list[Passage] = []
+    texts: list[frozenset[tuple[str, ...]]] = []
     for passage in passages:
+        if len(kept) == k and passage.open:
+            continue
         triples = _word_triples(_words(passage))
-        if not any(_overlap(triples, other) >= SAME_TEXT for _, other in kept):
-            kept.append((passage, triples))
-        if len(kept) == k:
-            break
-    return [passage for passage, _ in kept]
+        same = [at for at, other in enumerate(texts) if _overlap(triples, other) >= SAME_TEXT]
+        for at in same:
+            if kept[at].open and not passage.open:
+                kept[at] = replace(kept[at], label=passage.label)
+        if not same and len(kept) < k:
+            kept.append(passage)
+            texts.append(triples)
+    return kept
 
 
 def _words(passage: Passage) -> str:

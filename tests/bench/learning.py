@@ -24,7 +24,6 @@ from edge_sdk.commands.measure import stamped
 from edge_sdk.confidence.calibration import Calibrations
 from edge_sdk.config import load_settings
 from edge_sdk.edge import Edge
-from edge_sdk.fallback.learned import LearnedAnswers
 from edge_sdk.route import Policy
 from quantize.asking import read_asked
 from quantize.calibrate import Target, calibrate
@@ -66,8 +65,8 @@ def main() -> None:
             calibration = calibrate(fitting, edge.setup("brief"), target=target)
             edge.calibrations = Calibrations(Path(folder) / "calibrations")
             edge.calibrations.save(calibration)
-            assert edge.handoff is not None
-            learned = edge.handoff.learned = LearnedAnswers(edge.store.database, edge.encoder.fingerprint)
+            learned = edge.learned
+            assert learned is not None
             right = {each.question: each.answers for each in others}
 
             def ask(question: str) -> tuple[str, str]:
