@@ -8,12 +8,16 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Literal
 
 from .errors import ConfigError
 
 Source = Literal["flag", "environment", "file", "default"]
+MOST_THREADS = 512
+"""With tens of thousands llama.cpp's library ends the process, and no device gains by more than it has cores."""
+_MOST_SECONDS = 10**9  # timers take no more than some hundred years
 _TRUE, _FALSE = {"1", "true", "yes", "on"}, {"0", "false", "no", "off", ""}
 
 
@@ -107,6 +111,9 @@ def load_settings(
     naming the bad value and its source.
     """
     flags = flags or {}
+    if unknown := sorted(flags.keys() - _DEFAULTS.keys()):
+        near = get_close_matches(unknown[0], _DEFAULTS, 1) or sorted(_DEFAULTS)
+        raise ConfigError(f"there is no setting {unknown[0]!r}", hint=f"use {', '.join(near)}")
     environment = os.environ if environment is None else environment
     home = _expand("home", flags.get("home") or environment.get("EDGE_HOME") or _DEFAULTS["home"])
     layers: list[tuple[Source, Mapping[str, object]]] = [
@@ -122,14 +129,15 @@ def load_settings(
         values[name], sources[name] = layer[name], source
     values["home"] = home
 
-    def number(name: str, least: int) -> int:
+    def number(name: str, least: int, most: int | None = None) -> int:
         value = values[name]
         try:
             result = int(str(value))
         except ValueError:
             result = least - 1
-        if result < least:
-            raise ConfigError(f"{name} is {value!r} ({sources[name]}), not a whole number from {least}")
+        if result < least or (most is not None and result > most):
+            to = "" if most is None else f" to {most}"
+            raise ConfigError(f"{name} is {value!r} ({sources[name]}), not a whole number from {least}{to}")
         return result
 
     def path(name: str) -> Path | None:
@@ -161,11 +169,11 @@ def load_settings(
         bundle=path("bundle"),
         require_signature=switch("require_signature"),
         context=number("context", 64),
-        threads=None if values["threads"] in (None, "") else number("threads", 1),
+        threads=None if values["threads"] in (None, "") else number("threads", 1, MOST_THREADS),
         evidence_tokens=None if values["evidence_tokens"] in (None, "") else number("evidence_tokens", 0),
         cache_type=None if not values["cache_type"] else one_of("cache_type", "f16", "q8_0"),
         repack=None if values["repack"] in (None, "") else switch("repack"),
-        unload_after=None if values["unload_after"] in (None, "") else number("unload_after", 1),
+        unload_after=None if values["unload_after"] in (None, "") else number("unload_after", 1, _MOST_SECONDS),
         background=switch("background"),
         prefix_cache=number("prefix_cache", 0),
         isolated=switch("isolated"),

@@ -8,12 +8,13 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field, replace
 from threading import Event as Flag
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 from .citations import CitedText, is_refusal, resolve_citations
 from .confidence.setup import SIGNALS_HASH, Setup, short_hash
 from .conversation import Conversation
 from .engines.engine import Engine
+from .errors import ConfigError
 from .evidence import RULE, choose
 from .judge import Judge
 from .prompt import NOT_FOUND, NOT_SURE, Prompt, Reading, Style, build_prompt, whole
@@ -40,13 +41,25 @@ class Draft:
 
 @dataclass(frozen=True, slots=True)
 class Manner:
-    """How an answer is wanted; see `Edge.stream`."""
+    """How an answer is wanted; see `Edge.stream`. Raises `ConfigError` for what is no such thing."""
 
     style: Style = "full"
     max_tokens: int = 256
     conversation: Conversation | None = None
     cancel: Flag | None = None
     hold: int | None = 0
+
+    def __post_init__(self) -> None:
+        checks = (
+            ("style", self.style in get_args(Style), " or ".join(get_args(Style))),
+            ("max_tokens", isinstance(self.max_tokens, int) and self.max_tokens >= 1, "a whole number from 1"),
+            ("conversation", isinstance(self.conversation, Conversation | None), "a Conversation"),
+            ("cancel", isinstance(self.cancel, Flag | None), "a threading.Event"),
+            ("hold", isinstance(self.hold, int | None), "a number of tokens, or None"),
+        )
+        for name, fine, wanted in checks:
+            if not fine:
+                raise ConfigError(f"{name} is {getattr(self, name)!r}", hint=f"use {wanted}")
 
 
 class _Stop(Flag):

@@ -8,25 +8,26 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from pathlib import Path
 from threading import Event as Flag
 from threading import RLock
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, TypeVar, overload
+from typing import TYPE_CHECKING
 from uuid import uuid4
 
 from .config import Settings, load_settings
 from .conversation import Conversation
 from .drafting import Draft, Drafter, Manner, abstention, local_answer
-from .errors import EdgeError, StoreError
+from .errors import ConfigError, EdgeError, StoreError
 from .extracting import Extractor, Reader
 from .handoff import Handoff, Missed, Topic, recall
 from .idle import IdleTimer, while_busy
 from .judge import Judge
+from .opened_once import opened_once
 from .privacy.gate import PrivacyPolicy
 from .prompt import Reading, Style
 from .records import AddReport, Answer, Event, GenerateOptions, Hit, Message, Timings
@@ -43,28 +44,10 @@ if TYPE_CHECKING:
     from .fallback.caller import Caller
     from .fallback.learned import LearnedAnswers
     from .fallback.remote import Remote
-    from .ingest import Progress
+    from .ingest import Progress, Sources
     from .privacy.gate import Consent
     from .readers.extract import Extract
     from .storage.store import Store
-
-
-_T = TypeVar("_T")
-
-
-class _opened_once(cached_property[_T]):
-    """A property that is opened when it is first asked for, once, however many threads ask."""
-
-    @overload
-    def __get__(self, edge: None, owner: Any = None) -> Self: ...
-    @overload
-    def __get__(self, edge: object, owner: Any = None) -> _T: ...
-    def __get__(self, edge: Any, owner: Any = None) -> Self | _T:
-        if edge is None:
-            return self
-        with edge._opening:
-            found: _T = super().__get__(edge, owner)
-            return found
 
 
 class Edge:
@@ -110,7 +93,7 @@ class Edge:
         self.calibrations = calibrations
         self._open_encoder, self._open_engine, self._open_reader = encoder, engine, reader
         self.sampling = sampling or GenerateOptions()
-        self._opening = RLock()
+        self.opening, self.closed = RLock(), False
 
     @classmethod
     def open(
@@ -130,7 +113,10 @@ class Edge:
         """
         from . import loading
 
-        settings = settings or load_settings({"store": store, **flags})
+        given = {name: value for name, value in {"store": store, **flags}.items() if value is not None}
+        if settings is not None and given:
+            raise ConfigError(f"both settings and {', '.join(given)} are given", hint="put them into the settings")
+        settings = settings or load_settings(given)
         calibrations, sampling = loading.load_calibrations(settings), loading.load_sampling(settings)
         privacy, opened = loading.load_policy(settings), loading.open_store(settings)
         try:
@@ -152,21 +138,21 @@ class Edge:
             unload_after=settings.unload_after,
         )
 
-    @_opened_once
+    @opened_once
     def encoder(self) -> Encoder:
         """The text encoder, loaded on first use."""
         return self._open_encoder()
 
-    @_opened_once
+    @opened_once
     def _vector(self) -> Callable[[str], NDArray[np.float32]]:
         """A question to its vector; the last is remembered, for reader, model and remote each ask for it."""
         return lru_cache(maxsize=1)(lambda text: self.encoder.encode([text])[0])
 
-    @_opened_once
+    @opened_once
     def _drafter(self) -> Drafter:
         return Drafter(*self._open_engine(), self.sampling, lambda texts: self.encoder.encode(texts))
 
-    @_opened_once
+    @opened_once
     def extractor(self) -> Extractor | None:
         """The reader, loaded on first use; None without one."""
         reader = self._open_reader() if self._open_reader is not None else None
@@ -179,13 +165,17 @@ class Edge:
 
     def unload(self) -> None:
         """Free the language model; the next question loads it again. A running answer ends with `EngineError`."""
-        with self._opening:
+        with self.opening:
             drafter = self.__dict__.pop("_drafter", None)
         if drafter is not None:
             drafter.engine.close()
 
     def add(
-        self, sources: Iterable[str | Path], *, progress: Progress | None = None, cancel: Flag | None = None
+        self,
+        sources: Sources,
+        *,
+        progress: Progress | None = None,
+        cancel: Flag | None = None,
     ) -> list[AddReport]:
         """Add or update documents: files, folders or `py:module`. Unchanged ones cost only a hash.
 
@@ -194,7 +184,11 @@ class Edge:
         return list(self.add_each(sources, progress=progress, cancel=cancel))
 
     def add_each(
-        self, sources: Iterable[str | Path], *, progress: Progress | None = None, cancel: Flag | None = None
+        self,
+        sources: Sources,
+        *,
+        progress: Progress | None = None,
+        cancel: Flag | None = None,
     ) -> Iterator[AddReport]:
         """Like `add`, one report at a time: each document is durable as soon as its report is there."""
         from .ingest import add
@@ -205,6 +199,8 @@ class Edge:
         """The k best passages, best first. An empty store gives an empty list."""
         from .retrieval.retrieve import retrieve
 
+        if not (isinstance(question, str) and isinstance(k, int)):
+            raise ConfigError(f"question is {question!r:.80} and k is {k!r}", hint="use a text and a whole number")
         if not self.store.counts().passages:
             return []
         return retrieve(self.store, self.encoder, question, k)
@@ -248,6 +244,7 @@ class Edge:
         for a calibration that knows several. Setting `cancel` ends the generation at the next token; the `final`
         answer then holds what there was.
         """
+        manner = Manner(style, max_tokens, conversation, cancel, hold)
         started = time.perf_counter()
         hits, query, note = self._retrieve(question, k, conversation)
         timings = Timings(retrieve_ms=_since(started))
@@ -263,7 +260,6 @@ class Edge:
         if self.privacy.mode == "prefer_remote" and self.remote is not None:
             preferred = ("the remote is preferred",)
             found = yield from self._hand_off(question, draft, preferred, conversation, cancel)
-        manner = Manner(style, max_tokens, conversation, cancel, hold)
         alone = conversation is None and not isinstance(found, Answer)
         quick = self._quick(query, hits, extract, k, task) if alone else None
         if quick is not None:
@@ -314,6 +310,8 @@ class Edge:
 
     def close(self) -> None:
         """Free the model and close the store."""
+        with self.opening:
+            self.closed = True
         self.idle.stop()
         self.unload()
         self.store.close()
@@ -400,14 +398,14 @@ class Edge:
             return replace(answer, id="", reasons=(*answer.reasons, f"the decision was not kept: {error}"))
         return answer
 
-    @_opened_once
+    @opened_once
     def handoff(self) -> Handoff | None:
         """The way to the remote, through privacy gate, budget and ledger; None without one."""
         if self.remote is None:
             return None
         return Handoff.of(self.remote, self.privacy, self.store.database, self.learned, self.consent)
 
-    @_opened_once
+    @opened_once
     def learned(self) -> LearnedAnswers | None:
         """Answers of remotes that were paid for once; None, where it is set to that, asks for each anew."""
         from .fallback.learned import LearnedAnswers

@@ -38,6 +38,10 @@ _AHEAD = 2 * SLICE  # passages that are cut before those in front of them are st
 _DOCUMENTS_AHEAD = 64  # of which most may be unchanged, and so without passages
 
 
+Sources = str | Path | Iterable[str | Path]
+"""One source or several."""
+
+
 class Progress(Protocol):
     """Told before each document, and within long ones, how far a run is; at the end `done == total`."""
 
@@ -47,7 +51,7 @@ class Progress(Protocol):
 def add(
     store: Store,
     encoder: Encoder,
-    sources: Iterable[str | Path],
+    sources: Sources,
     *,
     limits: ParseLimits = DEFAULT_LIMITS,
     progress: Progress | None = None,
@@ -65,6 +69,8 @@ def add(
     stored together when the first report of them is asked for; the encoder is called in a thread of its own, which
     gives way to other threads and processes if this is to be in the `background`.
     """
+    if isinstance(sources, str | os.PathLike):  # its letters are no paths
+        sources = [sources]
     store.use_encoder(encoder.fingerprint, encoder.dimension)
     return _Run(store, encoder, limits, progress, cancel or Event(), again, background).reports(sources)
 
@@ -74,7 +80,12 @@ def document_name(source: str | Path) -> str:
 
     So adding the same file from another directory does not store it twice.
     """
-    text = os.fspath(source)
+    try:
+        text = os.fspath(source)
+    except TypeError as error:
+        raise DocumentError(f"{source!r} is no path", hint="give a file, a folder or py:MODULE") from error
+    if not isinstance(text, str) or not text.strip():  # "" would be the current folder
+        raise DocumentError(f"{text!r} is no path", hint="give a file, a folder or py:MODULE")
     if text.startswith(PREFIX):
         return text
     try:
@@ -102,12 +113,12 @@ def _tasks(source: str | Path) -> Iterator[_Task]:
         if name.startswith(PREFIX):
             modules = list_modules(name)
             yield from (_Task(module, package=name if len(modules) > 1 else "") for module in modules)
-        elif Path(name).is_dir():
+        elif os.path.isdir(name):  # noqa: PTH112 - Path raises where a name is too long
             yield from _folder(name)
         else:
             yield _Task(name, path=Path(name))
     except DocumentError as error:
-        yield _Task(os.fspath(source), error=str(error))
+        yield _Task(source if isinstance(source, str) else repr(source), error=str(error))
 
 
 def _folder(root: str) -> Iterator[_Task]:

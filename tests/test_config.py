@@ -141,6 +141,8 @@ def test_offline_takes_the_usual_words(home: Path, text: str, truth: bool) -> No
         ("context", "9" * 5000),
         ("threads", "0"),
         ("threads", "two"),
+        ("threads", "100000"),
+        ("unload_after", "1000000000000"),
         ("offline", "maybe"),
         ("store", "~nobody-of-this-name/s.db"),
     ],

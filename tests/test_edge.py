@@ -19,7 +19,14 @@ from edge_sdk.confidence.neighbours import Neighbours, gather
 from edge_sdk.config import load_settings
 from edge_sdk.conversation import Conversation
 from edge_sdk.edge import Edge
-from edge_sdk.errors import ContextOverflowError, OfflineError, RemoteTimeoutError, RemoteUnreachableError
+from edge_sdk.errors import (
+    ConfigError,
+    ContextOverflowError,
+    EdgeError,
+    OfflineError,
+    RemoteTimeoutError,
+    RemoteUnreachableError,
+)
 from edge_sdk.fakes import FakeEncoder, FakeEngine
 from edge_sdk.fallback.remote import FakeRemote
 from edge_sdk.handoff import MAX_TOKENS
@@ -79,6 +86,54 @@ def test_events_come_in_order_and_the_pieces_are_the_answer(make: Make) -> None:
     assert kinds[-1] == "final"
     assert set(kinds[1:-1]) == {"provisional"}
     assert "".join(event.text for event in events if event.kind == "provisional") == "Press the red button [1]."
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"question": None},
+        {"k": "8"},
+        {"style": "nosuch"},
+        {"max_tokens": None},
+        {"max_tokens": 0},
+        {"conversation": "x"},
+        {"cancel": True},
+        {"hold": "a"},
+    ],
+)
+def test_what_is_no_question_and_no_way_to_answer_is_one_line(make: Make, wrong: dict[str, object]) -> None:
+    with pytest.raises(ConfigError, match=next(iter(wrong))):
+        list(make().stream(**{"question": QUESTION, **wrong}))  # type: ignore[arg-type]
+
+
+def test_nothing_is_opened_once_it_is_closed(make: Make) -> None:
+    edge = make()
+    edge.close()
+    for part in ("engine", "extractor", "learned"):
+        with pytest.raises(EdgeError, match="closed"):
+            getattr(edge, part)
+
+
+def test_settings_and_what_would_change_them_are_not_given_together(tmp_path: Path) -> None:
+    settings = load_settings({"store": tmp_path / "a.db"})
+    with pytest.raises(ConfigError, match="both settings and store, privacy"):
+        Edge.open(tmp_path / "b.db", settings=settings, privacy="ask")
+    with pytest.raises(ConfigError, match="no setting 'require_signatur'; use require_signature"):
+        Edge.open(tmp_path / "b.db", require_signatur=True)
+    assert not list(tmp_path.iterdir())
+
+
+def test_one_source_need_not_be_a_list_and_none_is_not_the_current_folder(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    edge, folder = make(), tmp_path / "folder"
+    folder.mkdir()
+    (folder / "one.md").write_text("One.")
+    monkeypatch.chdir(folder)
+    reports = edge.add(["", "  ", None, b"one.md", "x" * 300, "one.md"])  # type: ignore[list-item]
+    assert [report.status for report in reports] == ["failed"] * 5 + ["added"]
+    assert [report.status for report in edge.add("one.md")] == ["unchanged"]
+    assert len(edge.store.documents()) == 3
 
 
 def test_models_are_opened_once_however_many_threads_ask(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1]
 # A package or module of the runtime imports only from rows above its own.
 ROWS = (
     "errors records",
-    "config device conversation idle repetition kernel_faces json_values",
+    "config device conversation idle opened_once repetition kernel_faces json_values",
     "documents model_files prompt privacy",
     "citations engines encoders hub",
     "storage readers",

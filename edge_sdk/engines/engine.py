@@ -118,6 +118,9 @@ def check_options(options: GenerateOptions) -> None:
     """
     if options.max_tokens < 1:
         raise ConfigError(f"max_tokens is {options.max_tokens}", hint="use 1 or more")
+    stop: object = options.stop
+    if isinstance(stop, str):  # each of its letters would end the answer
+        raise ConfigError(f"stop is the text {stop!r}", hint="use a tuple of texts")
     for name in ("temperature", "top_p", "min_p", "repeat_penalty"):
         value = getattr(options, name)
         if not (math.isfinite(value) and value >= 0):
