@@ -106,7 +106,7 @@ def chat_command(settings: Settings, as_json: bool, **manner: Any) -> None:
     with _open(settings, how, as_json) as edge:
         if not as_json:
             counts = edge.store.counts()
-            console().print(f"[dim]{counts.documents} documents, {edge.engine.name}; /undo, /quit[/dim]")
+            console().print(f"{counts.documents} documents, {edge.engine.name}; /undo, /quit", style="dim")
         for question in _questions(prompt=not as_json):
             if question == "/quit":
                 break
@@ -182,13 +182,13 @@ def _show(events: Iterator[Event], *, quiet: bool) -> Answer:
 
 
 def _show_evidence(answer: Answer, *, why: bool = False) -> None:
-    from rich.markup import escape
+    from rich.text import Text
 
     out = console()
     for citation in answer.citations:
         mark = f"[{citation.number}]" if citation.by == "model" else "found in"
-        out.print(f"  [cyan]{escape(mark)}[/cyan] {escape(_place(citation))}", soft_wrap=True)
-        out.print(f'      [dim]"{escape(" ".join(citation.quote.split())[:200])}"[/dim]')
+        out.print(Text.assemble("  ", (mark, "cyan"), f" {_place(citation)}"))
+        out.print(f'      "{" ".join(citation.quote.split())[:200]}"', style="dim")
     times = answer.timings
     decode_rate = (
         f", {answer.tokens.completion / times.decode_ms * 1000:.0f} tokens/s"
@@ -209,13 +209,13 @@ def _show_evidence(answer: Answer, *, why: bool = False) -> None:
     probability = ""
     if answer.route == "local":
         probability = ", probability " + ("unknown" if answer.probability is None else f"{answer.probability:.2f}")
-    out.print(f"  [dim]{answer.route}{f' ({answer.model})' if answer.model else ''}{probability}; "
-              f"{', '.join(parts)}{decode_rate}[/dim]")  # fmt: skip
+    model = f" ({answer.model})" if answer.model else ""
+    out.print(f"  {answer.route}{model}{probability}; {', '.join(parts)}{decode_rate}", style="dim")
     if why:
-        out.print("\n".join(f"  {line}" for line in answer.explain().splitlines()), markup=False, style="dim")
+        out.print("\n".join(f"  {line}" for line in answer.explain().splitlines()), style="dim")
     else:
         for reason in answer.reasons:
-            out.print(f"  [dim]- {escape(reason)}[/dim]")
+            out.print(f"  - {reason}", style="dim")
 
 
 def _place(citation: Citation) -> str:

@@ -170,13 +170,15 @@ def search_command(settings: Settings, query: str, k: int, as_json: bool) -> Non
     if as_json:
         print_json({"query": query, "milliseconds": milliseconds, "hits": hits})
         return
+    from rich.text import Text
+
     out = console()
     if not hits:
         out.print(f"nothing found in {settings.store}")
     for number, hit in enumerate(hits, 1):
-        out.print(f"[bold][{number}][/bold] {_where(hit)}  [dim]{_scores(hit)}[/dim]")
-        out.print("    " + " ".join(hit.passage.text.split())[:300], markup=False)
-    out.print(f"[dim]{milliseconds:.0f} ms[/dim]")
+        out.print(Text.assemble((f"[{number}]", "bold"), f" {_where(hit)}  ", (_scores(hit), "dim")))
+        out.print("    " + " ".join(hit.passage.text.split())[:300])
+    out.print(f"{milliseconds:.0f} ms", style="dim")
 
 
 @click.command()
@@ -200,11 +202,9 @@ def _stored(label: str | None) -> str | None:
 
 
 def _where(hit: Hit) -> str:
-    from rich.markup import escape
-
     passage = hit.passage
     heading = f" › {passage.heading}" if passage.heading else ""
-    return escape(f"{passage.document}{heading} ({passage.start}-{passage.end})")
+    return f"{passage.document}{heading} ({passage.start}-{passage.end})"
 
 
 def _scores(hit: Hit) -> str:

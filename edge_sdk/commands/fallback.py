@@ -42,13 +42,12 @@ def spend_command(settings: Settings, last: int, as_json: bool) -> None:
     for name, total in spent.items():
         limit = getattr(budget, name)
         of = f" of {money(limit.micro)}" if limit.micro is not None else ""
-        out.print(f"{name:<6} {money(total.micro)}{of}, {total.tokens} tokens, {total.calls} calls", markup=False)
+        out.print(f"{name:<6} {money(total.micro)}{of}, {total.tokens} tokens, {total.calls} calls")
     for each in calls:
         what = ", ".join(f"{number} characters of {kind}" for kind, number in each.characters.items())
         out.print(
             f"{_when(each.reserved_at)}  {money(each.micro):>8}  {each.prompt_tokens}+{each.completion_tokens} "
             f"tokens  {each.state} ({each.outcome or 'under way'})  {each.remote}  {what}",
-            markup=False,
         )
 
 
@@ -63,7 +62,7 @@ def outbox_list_command(settings: Settings, as_json: bool) -> None:
         return
     for each in questions:
         _show(each)
-    console().print(f"{len(questions)} questions in {settings.store}", markup=False)
+    console().print(f"{len(questions)} questions in {settings.store}")
 
 
 @click.command()
@@ -108,7 +107,7 @@ def outbox_send_command(settings: Settings, due: bool, yes: bool, as_json: bool)
     if as_json:
         print_json({"answered": answered, "questions": ended})
     else:
-        console().print(f"{answered} of {len(ended)} answered", markup=False)
+        console().print(f"{answered} of {len(ended)} answered")
     return 0 if answered == len(ended) else 1
 
 
@@ -139,11 +138,11 @@ def _outbox(settings: Settings) -> Iterator[Outbox]:
 def _show(item: Queued) -> None:
     out = console()
     question = item.messages[-1].content if item.messages else "(dropped)"
-    out.print(f"{item.id}  {item.state}  {' '.join(question.split())[:200]}", markup=False)
+    out.print(f"{item.id}  {item.state}  {' '.join(question.split())[:200]}")
     until = f"waits until {_when(item.expires_at)}" if item.state == "queued" else ""
     detail = "; ".join(part for part in (" ".join(item.result.split())[:300], until) if part)
     if detail:
-        out.print(f"    {detail}", markup=False)
+        out.print(f"    {detail}")
 
 
 def _amounts(total: Spent) -> dict[str, object]:

@@ -153,7 +153,7 @@ def route_explain_command(settings: Settings, id: str, as_json: bool) -> None:
         text = _as_answer(record).explain()
     except (KeyError, TypeError, ValueError) as error:
         raise ConfigError(f"the decision {id!r} was kept in another form", hint="use --json") from error
-    console().print(text, markup=False)
+    console().print(text)
 
 
 def _as_answer(record: dict[str, Any]) -> Answer:
@@ -224,10 +224,8 @@ def _show(calibration: Calibration, path: Path) -> None:
     def text(value: float | None) -> str:
         return "not to be told" if value is None else f"{value:.3f}"
 
-    out.print(f"{path}", markup=False)
-    out.print(
-        f"  {calibration.n} questions of {calibration.created}; right means: {calibration.labels}", markup=False
-    )
+    out.print(f"{path}")
+    out.print(f"  {calibration.n} questions of {calibration.created}; right means: {calibration.labels}")
     out.print(f"  on {summary['held_out']} of them that it was not fitted on: {text(summary['right'])} right")
     out.print(f"  AUROC {text(summary['auroc'])}, Brier score {text(summary['brier'])}")
     out.print(
@@ -236,6 +234,6 @@ def _show(calibration: Calibration, path: Path) -> None:
     for share, risk in ((point["coverage"], point["risk"]) for point in summary["risk_coverage"][::-4][::-1]):
         out.print(f"  serving {share:4.0%}: {risk:4.0%} of it wrong  {'#' * round(40 * risk)}")
     if calibration.certificate is not None:
-        out.print(f"  {calibration.certificate.sentence()}", markup=False)
+        out.print(f"  {calibration.certificate.sentence()}")
     strongest = sorted(calibration.models["after"].terms.items(), key=lambda pair: -abs(pair[1].weight))[:6]
     out.print("  strongest signals: " + ", ".join(f"{name} {term.weight:+.2f}" for name, term in strongest))
