@@ -48,3 +48,60 @@ def test_brackets_in_the_path_of_a_store_are_no_markup(docs: Path, capsys: pytes
     store = docs.parent / "x[" / "y]" / "s.db"
     assert main(["add", str(docs), "--store", str(store)]) == 0
     assert f"{store} holds 1 documents" in capsys.readouterr().out
+
+
+def test_a_list_that_is_piped_has_a_line_for_each_document_with_its_whole_name(
+    docs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = docs / ("long " * 30 + ".md")
+    file.write_text("# Title\n\nPress the red button.")
+    main(["add", str(file), "--label", "private"])
+    capsys.readouterr()
+    assert main(["list"]) == 0
+    line, total = capsys.readouterr().out.splitlines()
+    name, title, passages, _, label, added = line.split("\t")
+    assert (name, title, passages, label) == (str(file), "Title", "1", "private")
+    assert added.startswith("20")
+    assert total.startswith("1 documents in")
+
+
+def test_a_list_on_a_narrow_terminal_folds_names_and_cuts_none(
+    docs: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = docs / ("long" * 30 + ".md")
+    file.write_text("Press the red button.")
+    main(["add", str(file)])
+    capsys.readouterr()
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("FORCE_COLOR", "1")  # taken for a terminal
+    assert main(["list"]) == 0
+    out = capsys.readouterr().out
+    assert "…" not in out
+    shown = "".join(line.split()[0] for line in out.splitlines()[1:-1] if line.strip())
+    assert str(file) in shown
+
+
+def test_a_folder_stands_for_all_documents_below_it(docs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (docs / "in").mkdir()
+    for name in ("a.md", "in/b.md", "in/c.md"):
+        (docs / name).write_text(f"Press the button of {name}.")
+    main(["add", str(docs)])
+    capsys.readouterr()
+    assert result(capsys, "label", str(docs), "private")[1]["labelled"] == 3
+    assert result(capsys, "remove", f"{docs}/in/", str(docs / "in/b.md"))[1]["removed"] == [
+        str(docs / "in/b.md"),
+        str(docs / "in/c.md"),
+    ]
+    (left,) = result(capsys, "list")[1]["documents"]
+    assert (left["name"], left["label"]) == (str(docs / "a.md"), "private")
+
+
+def test_no_name_is_not_the_folder_at_hand(
+    docs: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (docs / "a.md").write_text("Press the button.")
+    main(["add", str(docs)])
+    monkeypatch.chdir(docs)
+    assert main(["remove", ""]) == 1
+    assert "not in" in capsys.readouterr().err
+    assert len(result(capsys, "list")[1]["documents"]) == 1

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import time
+from collections.abc import Sequence
 from functools import partial
+from typing import TYPE_CHECKING
 
 import click
 
@@ -11,8 +14,13 @@ from ..config import Settings
 from ..edge import Edge
 from ..errors import DocumentError
 from ..loading import load_encoder, open_store
-from ..records import AddReport, Hit
+from ..records import AddReport, DocumentInfo, Hit
 from .options import cancel_on_interrupt, console, options, print_json, progress_bar
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from ..storage.store import Store
 
 _LABELS = click.Choice(["private", "public", "none"])
 
@@ -76,24 +84,30 @@ def list_command(settings: Settings, as_json: bool) -> None:
     if as_json:
         print_json({"store": settings.store, "documents": documents})
         return
-    from rich.table import Table
-
-    table = Table(box=None)
-    for column in ("document", "title", "passages", "characters", "label", "added"):
-        table.add_column(column, justify="right" if column in ("passages", "characters") else "left")
-    for document in documents:
-        table.add_row(
-            document.name,
-            document.title,
-            str(document.passages),
-            str(document.characters),
-            document.label,
-            document.added_at[:16],
-        )
     out = console()
     if documents:
-        out.print(table)
+        _show(documents, out)
     out.print(f"{len(documents)} documents in {settings.store}")
+
+
+def _show(documents: Sequence[DocumentInfo], out: Console) -> None:
+    """A table on a terminal; elsewhere, for other programs, a line each with tabs between."""
+    from rich.table import Table
+
+    columns = ("document", "title", "passages", "characters", "label", "added")
+    table = Table(box=None)
+    for column in columns:
+        right, long = column in ("passages", "characters"), column in ("document", "title")
+        # A name is folded and never cut: `edge remove` and `edge label` want the whole.
+        table.add_column(column, justify="right" if right else "left", overflow="fold", no_wrap=not long)
+    for each in documents:
+        row = (each.name, each.title, str(each.passages), str(each.characters), each.label, each.added_at[:16])
+        if out.is_terminal:
+            table.add_row(*row)
+        else:
+            click.echo("\t".join(row))
+    if out.is_terminal:
+        out.print(table)
 
 
 @click.command()
@@ -103,23 +117,18 @@ def list_command(settings: Settings, as_json: bool) -> None:
 def label_command(settings: Settings, names: tuple[str, ...], label: str, as_json: bool) -> None:
     """Label documents, by the names that `edge list` shows or by their paths: private, public or none.
 
-    A private one keeps every turn that has read it on the device, in any privacy mode; a public one may leave where
-    passages are sent; one without a label leaves no oftener than the settings say.
+    A folder stands for all documents below it. A private document keeps every turn that has read it on the device,
+    in any privacy mode; a public one may leave where passages are sent; one without a label leaves no oftener than
+    the settings say.
     """
-    from ..ingest import document_name
-
     with open_store(settings) as store:
-        missing = [
-            name
-            for name in names
-            if not store.set_label(name, _stored(label) or "")
-            and not store.set_label(document_name(name), _stored(label) or "")
-        ]
-    labelled = len(names) - len(missing)
+        found, missing = _meant(store, names)
+        for name in found:
+            store.set_label(name, _stored(label) or "")
     if as_json:
-        print_json({"labelled": labelled, "label": _stored(label), "missing": missing})
+        print_json({"labelled": len(found), "label": _stored(label), "missing": missing})
     else:
-        console().print(f"{labelled} labelled {label}")
+        console().print(f"{len(found)} labelled {label}")
     if missing:
         raise DocumentError(f"not in {settings.store}: {', '.join(missing)}", hint="see `edge list`")
 
@@ -128,16 +137,10 @@ def label_command(settings: Settings, names: tuple[str, ...], label: str, as_jso
 @click.argument("names", nargs=-1, required=True)
 @options("store")
 def remove_command(settings: Settings, names: tuple[str, ...], as_json: bool) -> int:
-    """Remove documents by the names that `edge list` shows, or by their paths."""
-    from ..ingest import document_name
-
+    """Remove documents by the names that `edge list` shows, or by their paths; a folder stands for all below it."""
     with open_store(settings) as store:
-        present = {document.name for document in store.documents()}
-        removed: list[str] = []
-        missing: list[str] = []
-        for name in names:
-            known = name if name in present else document_name(name)
-            (removed if store.delete(known) else missing).append(known)
+        found, missing = _meant(store, names)
+        removed = [name for name in found if store.delete(name)]
     if removed:
         _forget_prompts(settings)
     if as_json:
@@ -147,6 +150,25 @@ def remove_command(settings: Settings, names: tuple[str, ...], as_json: bool) ->
     if missing:
         raise DocumentError(f"not in {settings.store}: {', '.join(missing)}", hint="see `edge list`")
     return 0
+
+
+def _meant(store: Store, names: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The documents in the store that are meant by these names, paths and folders, and the names that mean none."""
+    from ..ingest import document_name
+    from ..storage.schema import storable_name
+
+    present = {document.name for document in store.documents()}
+    found: dict[str, None] = {}
+    missing = []
+    for name in names:
+        path = name if name in present else storable_name(document_name(name))
+        below = path.rstrip(os.sep) + os.sep
+        meant = [path] if path in present else sorted(each for each in present if each.startswith(below))
+        if name and meant:  # no name at all is a mistake and not the folder at hand
+            found.update(dict.fromkeys(meant))
+        else:
+            missing.append(name)
+    return list(found), missing
 
 
 def _forget_prompts(settings: Settings) -> None:
