@@ -105,7 +105,7 @@ def _show(documents: Sequence[DocumentInfo], out: Console) -> None:
         if out.is_terminal:
             table.add_row(*row)
         else:
-            click.echo("\t".join(row))
+            print("\t".join(row))
     if out.is_terminal:
         out.print(table)
 

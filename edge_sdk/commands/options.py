@@ -113,7 +113,11 @@ def console() -> Console:
     """
     from rich.console import Console
 
-    return Console(highlight=False, soft_wrap=True, markup=False, emoji=False)
+    class PipedConsole(Console):
+        def on_broken_pipe(self) -> None:
+            raise BrokenPipeError  # no end of the process with 1: `cli` knows what it means
+
+    return PipedConsole(highlight=False, soft_wrap=True, markup=False, emoji=False)
 
 
 @contextmanager
