@@ -64,6 +64,22 @@ def test_a_failure_is_one_line_and_exit_code_one(tmp_path: Path, capsys: pytest.
     assert "edge add" in error
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        *("list", "label a.md private", "remove a.md", "search tower", "reindex", "spend", "outbox list"),
+        *("outbox send", "outbox drop", "learned list", "learned drop 1", "route explain 1"),
+    ],
+)
+def test_a_wrong_path_is_not_made_into_an_empty_store(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    path = tmp_path / "nowhere" / "s.db"
+    assert main([*command.split(), "--store", str(path)]) == 1
+    assert f"there is no store at {path}; run `edge add PATH` first" in capsys.readouterr().err
+    assert not path.parent.exists()
+
+
 def test_an_unknown_model_names_the_next_step(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["pull", "smolm2"]) == 1
     error = capsys.readouterr().err
@@ -85,8 +101,8 @@ def test_when_unsure_remote_needs_a_remote(tmp_path: Path, capsys: pytest.Captur
 
 
 def test_json_is_the_last_line_of_standard_output() -> None:
-    done = run("list", "--json")
-    assert json.loads(done.stdout.splitlines()[-1])["documents"] == []
+    done = run("models", "--json")
+    assert json.loads(done.stdout.splitlines()[-1])["models"]
     assert done.stderr == ""
 
 

@@ -16,6 +16,7 @@ from ..conversation import Conversation
 from ..edge import Edge
 from ..errors import ConfigError
 from ..json_values import answer_document
+from ..loading import require_store
 from ..privacy.gate import Outgoing
 from ..records import Answer, Citation, Event
 from ..route import Policy, WhenUnsure
@@ -129,8 +130,7 @@ def _open(settings: Settings, how: _Manner, as_json: bool) -> Edge:
             "--when-unsure remote, but the privacy mode is local_only: nothing may leave this device",
             hint="give --privacy ask, prefer_local or prefer_remote",
         )
-    if not settings.store.exists():
-        raise ConfigError(f"there is no store at {settings.store}", hint="run `edge add PATH` first")
+    require_store(settings)
     policy = Policy(how.when_unsure) if how.when_unsure else None
     asks = sys.stdin.isatty() and not as_json
     return Edge.open(settings=settings, policy=policy, consent=_consent if asks else None)

@@ -13,7 +13,7 @@ import click
 from ..config import Settings
 from ..edge import Edge
 from ..errors import DocumentError
-from ..loading import load_encoder, open_store
+from ..loading import existing_store, load_encoder, require_store
 from ..records import AddReport, DocumentInfo, Hit
 from .options import cancel_on_interrupt, console, options, print_json, progress_bar
 
@@ -79,7 +79,7 @@ def add_command(settings: Settings, sources: tuple[str, ...], label: str | None,
 @options("store")
 def list_command(settings: Settings, as_json: bool) -> None:
     """List the documents in the store."""
-    with open_store(settings) as store:
+    with existing_store(settings) as store:
         documents = store.documents()
     if as_json:
         print_json({"store": settings.store, "documents": documents})
@@ -121,7 +121,7 @@ def label_command(settings: Settings, names: tuple[str, ...], label: str, as_jso
     in any privacy mode; a public one may leave where passages are sent; one without a label leaves no oftener than
     the settings say.
     """
-    with open_store(settings) as store:
+    with existing_store(settings) as store:
         found, missing = _meant(store, names)
         for name in found:
             store.set_label(name, _stored(label) or "")
@@ -138,7 +138,7 @@ def label_command(settings: Settings, names: tuple[str, ...], label: str, as_jso
 @options("store")
 def remove_command(settings: Settings, names: tuple[str, ...], as_json: bool) -> int:
     """Remove documents by the names that `edge list` shows, or by their paths; a folder stands for all below it."""
-    with open_store(settings) as store:
+    with existing_store(settings) as store:
         found, missing = _meant(store, names)
         removed = [name for name in found if store.delete(name)]
     if removed:
@@ -184,6 +184,7 @@ def _forget_prompts(settings: Settings) -> None:
 @options("store", "bundle", "require_signature", "encoder")
 def search_command(settings: Settings, query: str, k: int, as_json: bool) -> None:
     """Find the passages that fit QUERY best: by words (BM25) and by meaning (vectors), fused by rank."""
+    require_store(settings)
     with Edge.open(settings=settings) as edge:
         edge.search(query, 1)  # loads the encoder and the index, so that what is shown is the search itself
         started = time.perf_counter()
@@ -207,7 +208,7 @@ def search_command(settings: Settings, query: str, k: int, as_json: bool) -> Non
 @options("store", "bundle", "require_signature", "encoder")
 def reindex_command(settings: Settings, as_json: bool) -> None:
     """Embed every passage again, after a change of encoder. The old vectors stay valid until the end."""
-    with open_store(settings) as store:
+    with existing_store(settings) as store:
         encoder = load_encoder(settings)
         with progress_bar("embedding") as bar:
             store.reindex(encoder, progress=lambda done, total: bar(done, total, ""))

@@ -15,7 +15,7 @@ from ..errors import ConfigError, EdgeError
 from ..fallback import ledger
 from ..fallback.budget import Budget, Spent, money, starts
 from ..fallback.outbox import Outbox, Queued, refusals
-from ..loading import load_caller, load_policy, open_store
+from ..loading import existing_store, load_caller, load_policy
 from ..records import RemoteReply
 from .options import console, options, print_json
 
@@ -31,7 +31,7 @@ def spend_command(settings: Settings, last: int, as_json: bool) -> None:
     """
     day, month = starts(time.time())
     budget = Budget.parse(settings.budget or "")
-    with open_store(settings) as store, store.database.reading() as sql:
+    with existing_store(settings) as store, store.database.reading() as sql:
         spent = {"day": ledger.spent(sql, day), "month": ledger.spent(sql, month)}
         calls = ledger.latest(sql, last)
     if as_json:
@@ -80,7 +80,7 @@ def outbox_send_command(settings: Settings, due: bool, yes: bool, as_json: bool)
             click.echo(f"{message.role}: {message.content}")
         return click.confirm("Send this?")
 
-    with open_store(settings) as store:
+    with existing_store(settings) as store:
         caller = load_caller(settings, store)
         if caller is None:
             raise ConfigError("no remote is set", hint="give --remote URL and --remote-model NAME")
@@ -131,7 +131,7 @@ def outbox_drop_command(settings: Settings, ids: tuple[str, ...], everything: bo
 
 @contextmanager
 def _outbox(settings: Settings) -> Iterator[Outbox]:
-    with open_store(settings) as store:
+    with existing_store(settings) as store:
         yield Outbox(store.database)
 
 

@@ -14,7 +14,7 @@ from ..config import Settings
 from ..errors import ConfigError
 from ..fallback.learned import LearnedAnswers
 from ..fallback.learned_table import STATES, LearnedAnswer, State
-from ..loading import open_store
+from ..loading import existing_store
 from .options import console, options, print_json
 
 _IDS = click.argument("ids", nargs=-1, required=True, type=int)
@@ -101,7 +101,7 @@ def learned_export_command(settings: Settings, file: Path, as_json: bool) -> Non
 
 @contextmanager
 def _learned(settings: Settings) -> Iterator[LearnedAnswers]:
-    with open_store(settings) as store:
+    with existing_store(settings) as store:
         yield LearnedAnswers(store.database)
 
 

@@ -15,7 +15,7 @@ from ..confidence.calibration import Calibration, Calibrations, load
 from ..confidence.risk import check_target
 from ..config import Settings
 from ..errors import CalibrationError, ConfigError
-from ..loading import open_store
+from ..loading import existing_store, require_store
 from ..prompt import Style
 from ..records import Answer, Contribution, Explanation, Neighbour, Reckoning, Timings, TokenCounts
 from .options import cancel_on_interrupt, console, options, print_json, progress_bar
@@ -75,8 +75,7 @@ def calibrate_command(
     check_target(risk, alpha, delta)  # type: ignore[arg-type]  # click has checked the name
     rows = asking.read_questions(questions)
     work.check_enough(rows)
-    if not settings.store.exists():
-        raise ConfigError(f"there is no store at {settings.store}", hint="run `edge add PATH` first")
+    require_store(settings)
     style: Style = "brief" if brief else "full"
     target = work.Target(kind=risk, alpha=alpha, delta=delta)
     with Edge.open(settings=settings, policy=Policy(when_unsure="local")) as edge:
@@ -139,9 +138,7 @@ def route_report_command(settings: Settings, plot: Path | None, as_json: bool) -
 @options("store")
 def route_explain_command(settings: Settings, id: str, as_json: bool) -> None:
     """Say why the question with this ID (of `edge ask --json` and `--why`) went where it did."""
-    if not settings.store.exists():
-        raise ConfigError(f"there is no store at {settings.store}", hint="give --store")
-    with open_store(settings) as store:
+    with existing_store(settings) as store:
         kept = store.decision(id)
     if kept is None:
         raise ConfigError(f"no decision {id!r} is kept in {settings.store}", hint="ids are in `edge ask --json`")
