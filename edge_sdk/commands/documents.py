@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -40,13 +41,16 @@ def add_command(settings: Settings, sources: tuple[str, ...], label: str | None,
 
     started = time.perf_counter()
     reports: list[AddReport] = []
+    left_out: list[str] = []
     out = console()
     with Edge.open(settings=settings) as edge, cancel_on_interrupt() as cancel:
         edge.store.use_label(
             _stored(label)
         )  # in one transaction with the text: it is never there without its label
         with progress_bar("adding") as bar:
-            add_all = partial(add, edge.store, edge.encoder, background=settings.background)
+            add_all = partial(
+                add, edge.store, edge.encoder, background=settings.background, left_out=left_out.append
+            )
             for report in add_all(sources, progress=bar, cancel=cancel):
                 reports.append(report)
                 if report.status == "unchanged" and label is not None:
@@ -62,13 +66,17 @@ def add_command(settings: Settings, sources: tuple[str, ...], label: str | None,
     if tally["updated"]:
         _forget_prompts(settings)
     if as_json:
-        print_json({**tally, "passages": counts.passages, "seconds": seconds, "documents": reports})
+        total = {"passages": counts.passages, "seconds": seconds, "left_out": left_out}
+        print_json({**tally, **total, "documents": reports})
     else:
         done = ", ".join(f"{number} {status}" for status, number in tally.items() if number)
         out.print(
             f"{done or 'nothing to add'} in {seconds:.1f} s; "
             f"{settings.store} holds {counts.documents} documents, {counts.passages} passages"
         )
+        if left_out:
+            suffixes = sorted({Path(name).suffix.lower() or "no suffix" for name in left_out})
+            out.print(f"{len(left_out)} left out ({', '.join(suffixes)}): a file that you name yourself is added")
     if cancel.is_set():
         click.echo("edge: interrupted; what is counted above is safe, run the same command to go on", err=True)
         return 130
