@@ -159,16 +159,16 @@ def _questions(*, prompt: bool) -> Iterator[str]:
 
 
 def _show(events: Iterator[Event], *, quiet: bool) -> Answer:
-    """Write provisional text as it comes; return the final answer."""
-    shown = ""
+    """Write provisional text as it comes, on a terminal; elsewhere the answer alone. Return the final answer."""
+    live, shown = sys.stdout.isatty() and not quiet, ""
     for event in events:
         if event.kind == "notice":
             click.echo(f"edge: {event.text}", err=True)
-        elif event.kind == "provisional" and not quiet:
+        elif event.kind == "provisional" and live:
             shown += event.text
             sys.stdout.write(event.text)
             sys.stdout.flush()
-        elif event.kind == "handoff" and not quiet:
+        elif event.kind == "handoff" and live:
             sys.stdout.write(("\n" if shown else "") + f"[asking the remote: {event.text}]\n")
             shown = ""
         elif event.answer is not None:

@@ -1,0 +1,44 @@
+"""`edge ask` and `edge chat`, as the command line runs them, over fakes."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from edge_sdk import loading
+from edge_sdk.cli import main
+from edge_sdk.fakes import FakeEncoder, FakeEngine
+from edge_sdk.prompt import Reading
+
+QUESTION = "How do I reset the pump?"
+WRITTEN = "Press the red button [1] [7]."
+ANSWER = "Press the red button [1]."  # there is no seventh passage
+
+
+@pytest.fixture
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Path:
+    """A store with one document, and a model that says `WRITTEN`."""
+    monkeypatch.setenv("EDGE_STORE", str(tmp_path / "s.db"))
+    monkeypatch.setattr(loading, "load_encoder", lambda settings: FakeEncoder())
+    monkeypatch.setattr(loading, "load_engine", lambda settings: (FakeEngine(WRITTEN), Reading(600, True)))
+    (tmp_path / "manual.md").write_text("# Pump\n\nPress the red button to reset the pump.\n")
+    assert main(["add", str(tmp_path / "manual.md")]) == 0
+    capsys.readouterr()
+    return tmp_path / "s.db"
+
+
+def test_a_terminal_shows_what_is_written_and_then_the_answer_where_it_differs(
+    store: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    assert main(["ask", QUESTION]) == 0
+    assert capsys.readouterr().out.startswith(f"{WRITTEN}\n{ANSWER}\n")
+
+
+def test_elsewhere_only_the_answer_is_written(store: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["ask", QUESTION]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith(f"{ANSWER}\n")
+    assert WRITTEN not in out
