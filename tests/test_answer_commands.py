@@ -42,3 +42,9 @@ def test_elsewhere_only_the_answer_is_written(store: Path, capsys: pytest.Captur
     out = capsys.readouterr().out
     assert out.startswith(f"{ANSWER}\n")
     assert WRITTEN not in out
+
+
+@pytest.mark.parametrize("question", ["", " \n"])
+def test_an_empty_question_is_an_error(store: Path, capsys: pytest.CaptureFixture[str], question: str) -> None:
+    assert main(["ask", question]) == 1
+    assert capsys.readouterr().err == "edge: the question is empty; give its words, in quotes\n"

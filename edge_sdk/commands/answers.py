@@ -84,6 +84,8 @@ def ask_command(settings: Settings, question: str, as_json: bool, **manner: Any)
     Nothing leaves the device unless a remote is given and --privacy is not `local_only`; then the question is sent,
     redacted, when the documents do not support an answer or the local one is not sure enough (`edge calibrate`).
     """
+    if not question.strip():
+        raise ConfigError("the question is empty", hint="give its words, in quotes")
     how = _Manner(**manner)
     with _open(settings, how, as_json) as edge, cancel_on_interrupt() as cancel:
         answer = _show(how.events(edge, question, cancel), quiet=as_json)
