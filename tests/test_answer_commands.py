@@ -5,7 +5,9 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+import loopback
 import pytest
+from loopback import Loopback
 
 from edge_sdk import loading
 from edge_sdk.cli import main
@@ -48,3 +50,17 @@ def test_elsewhere_only_the_answer_is_written(store: Path, capsys: pytest.Captur
 def test_an_empty_question_is_an_error(store: Path, capsys: pytest.CaptureFixture[str], question: str) -> None:
     assert main(["ask", question]) == 1
     assert capsys.readouterr().err == "edge: the question is empty; give its words, in quotes\n"
+
+
+@pytest.mark.parametrize("offline", [False, True])
+def test_the_remote_is_said_to_be_asked_only_where_it_is(
+    store: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, offline: bool
+) -> None:
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    remote = ("--remote-model", "m", "--privacy", "prefer_local", *(["--offline"] if offline else []))
+    with Loopback(loopback.document("Blue.")) as server:
+        assert main(["ask", "Which colour has the sky?", "--remote", server.url, *remote]) == 0
+        assert server.connections == (0 if offline else 1)
+    out = capsys.readouterr().out
+    assert ("[asking the remote" in out) != offline
+    assert ("Blue." in out) != offline

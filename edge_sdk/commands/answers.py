@@ -88,7 +88,7 @@ def ask_command(settings: Settings, question: str, as_json: bool, **manner: Any)
         raise ConfigError("the question is empty", hint="give its words, in quotes")
     how = _Manner(**manner)
     with _open(settings, how, as_json) as edge, cancel_on_interrupt() as cancel:
-        answer = _show(how.events(edge, question, cancel), quiet=as_json)
+        answer = _show(how.events(edge, question, cancel), quiet=as_json, asks=not settings.offline)
     if as_json:
         print_json(answer_document(question, answer))
     else:
@@ -117,7 +117,8 @@ def chat_command(settings: Settings, as_json: bool, **manner: Any) -> None:
                 click.echo("forgotten" if conversation.undo() else "nothing to undo", err=True)
                 continue
             with cancel_on_interrupt() as cancel:
-                answer = _show(how.events(edge, question, cancel, conversation), quiet=as_json)
+                events = how.events(edge, question, cancel, conversation)
+                answer = _show(events, quiet=as_json, asks=not settings.offline)
             if as_json:
                 print_json(answer_document(question, answer))
             else:
@@ -160,8 +161,11 @@ def _questions(*, prompt: bool) -> Iterator[str]:
             yield line.strip()
 
 
-def _show(events: Iterator[Event], *, quiet: bool) -> Answer:
-    """Write provisional text as it comes, on a terminal; elsewhere the answer alone. Return the final answer."""
+def _show(events: Iterator[Event], *, quiet: bool, asks: bool) -> Answer:
+    """Write provisional text as it comes, on a terminal; elsewhere the answer alone. Return the final answer.
+
+    `asks` is whether a hand-off opens a connection; offline it ends with a reason at once.
+    """
     live, shown = sys.stdout.isatty() and not quiet, ""
     for event in events:
         if event.kind == "notice":
@@ -171,7 +175,8 @@ def _show(events: Iterator[Event], *, quiet: bool) -> Answer:
             sys.stdout.write(event.text)
             sys.stdout.flush()
         elif event.kind == "handoff" and live:
-            sys.stdout.write(("\n" if shown else "") + f"[asking the remote: {event.text}]\n")
+            note = f"[asking the remote: {event.text}]\n" if asks else ""
+            sys.stdout.write(("\n" if shown else "") + note)
             shown = ""
         elif event.answer is not None:
             if not quiet:
