@@ -64,3 +64,12 @@ def test_the_remote_is_said_to_be_asked_only_where_it_is(
     out = capsys.readouterr().out
     assert ("[asking the remote" in out) != offline
     assert ("Blue." in out) != offline
+
+
+def test_a_model_that_does_not_exist_is_an_error_where_no_answer_needs_it_too(
+    store: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["ask", "Which colour has the sky?"]) == 0
+    capsys.readouterr()
+    assert main(["ask", "Which colour has the sky?", "--model", "nosuch"]) == 1
+    assert "model 'nosuch' is not in the catalog" in capsys.readouterr().err

@@ -16,7 +16,7 @@ from ..conversation import Conversation
 from ..edge import Edge
 from ..errors import ConfigError
 from ..json_values import answer_document
-from ..loading import require_store
+from ..loading import choose_decoder, require_store
 from ..privacy.gate import Outgoing
 from ..records import Answer, Citation, Event
 from ..route import Policy, WhenUnsure
@@ -134,6 +134,8 @@ def _open(settings: Settings, how: _Manner, as_json: bool) -> Edge:
             hint="give --privacy ask, prefer_local or prefer_remote",
         )
     require_store(settings)
+    if settings.model is not None:
+        choose_decoder(settings)  # a wrong name is said at once, and not first where an answer needs the model
     policy = Policy(how.when_unsure) if how.when_unsure else None
     asks = sys.stdin.isatty() and not as_json
     return Edge.open(settings=settings, policy=policy, consent=_consent if asks else None)
