@@ -91,6 +91,8 @@ def calibrate_command(
                 edge, rows, out=out, style=style, max_tokens=max_tokens, k=k, progress=bar, cancel=cancel
             )
         if cancel.is_set():
+            kept = f"what was answered is kept in {out}, run the same command to go on"
+            click.echo(f"edge: interrupted; {kept if out else '--out FILE would keep the answers'}", err=True)
             return 130
         made = [work.calibrate(asked, edge.setup(style, k), labeller=labels, target=target)]
         if edge.extractor is not None:
