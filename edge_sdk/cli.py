@@ -4,6 +4,8 @@ Importing this module loads nothing beyond the standard library's start-up set, 
 fast as Python itself. Exit codes: 0 done, 1 a failure said in one line, 2 wrong usage, 130 interrupted.
 """
 
+import errno
+import os
 import sys
 
 # name: (module, one-line help). A name with a space is a sub-command.
@@ -71,7 +73,25 @@ COMMANDS = {
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; returns the exit code. Never raises for a failure that a user can cause."""
-    arguments = sys.argv[1:] if arguments is None else arguments
+    _prepare_streams()
+    try:
+        code = _dispatch(sys.argv[1:] if arguments is None else arguments)
+        sys.stdout.flush()
+        return code
+    except KeyboardInterrupt:
+        _say("\nedge: interrupted")
+        return 130
+    except OSError as error:
+        if not _is_of_output(error):
+            raise
+        _discard_output()
+        if isinstance(error, BrokenPipeError):  # the reader went away, as with `edge list | head`: nothing is wrong
+            return 0
+        _say(f"edge: the output cannot be written: {error.strerror}")
+        return 1
+
+
+def _dispatch(arguments: list[str]) -> int:
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         sys.stdout.write(_help())
         return 0
@@ -95,32 +115,67 @@ def _run(name: str, arguments: list[str]) -> int:
 
     from .errors import EdgeError
 
-    module = import_module(f"{__package__}.{COMMANDS[name][0]}")
-    command = getattr(module, name.replace(" ", "_").replace("-", "_") + "_command")
     verbose = "-v" in arguments or "--verbose" in arguments
     try:
-        result = command.main(arguments, prog_name=f"edge {name}", standalone_mode=False)
+        module = import_module(f"{__package__}.{COMMANDS[name][0]}")
+        command: click.Command = getattr(module, name.replace(" ", "_").replace("-", "_") + "_command")
+        # Not `command.main`: that ends the process itself, with 1, when the reader of a pipe goes away.
+        with command.make_context(f"edge {name}", arguments) as context:
+            result = command.invoke(context)
         return result if isinstance(result, int) else 0
+    except click.exceptions.Exit as end:
+        return end.exit_code
     except click.UsageError as error:
         error.show()
         return 2
-    except (KeyboardInterrupt, click.Abort):
-        sys.stderr.write("\nedge: interrupted\n")
-        return 130
-    except BrokenPipeError:
-        sys.stderr.close()  # the reader went away, as with `edge list | head`; nothing is wrong
-        return 0
+    except (click.Abort, EOFError) as error:
+        raise KeyboardInterrupt from error
     except EdgeError as error:
         if verbose:
             raise
-        sys.stderr.write(f"edge: {error}\n")
+        _say(f"edge: {error}")
         return 1
     except Exception as error:
-        if verbose:
+        if verbose or _is_of_output(error):
             raise
         detail = " ".join(str(error).split())
-        sys.stderr.write(f"edge: unexpected {type(error).__name__}: {detail}; run again with -v and report it\n")
+        _say(f"edge: unexpected {type(error).__name__}: {detail}; run again with -v and report it")
         return 1
+
+
+def _prepare_streams() -> None:
+    """Standard streams that are there, and that take any text: what an encoding lacks is spelled out.
+
+    One that the caller has closed (`<&-`) is None, and the next file that is opened would get its number, which
+    native code writes messages to.
+    """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: PTH123, SIM115 - open to the end
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _is_of_output(error: Exception) -> bool:
+    """Whether nobody takes what a command writes, or there is no space for it."""
+    full = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    return isinstance(error, BrokenPipeError) or (isinstance(error, OSError) and error.errno in full)
+
+
+def _discard_output() -> None:
+    """Python writes what is still buffered when it ends, and would fail again."""
+    from contextlib import suppress
+
+    with suppress(OSError):  # without a number it is somebody else's stream
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _say(text: str) -> None:
+    from contextlib import suppress
+
+    with suppress(OSError):  # where nobody listens, the exit code says it as well
+        sys.stderr.write(f"{text}\n")
 
 
 def _unknown(arguments: list[str]) -> int:
@@ -129,7 +184,7 @@ def _unknown(arguments: list[str]) -> int:
     group = [name for name in COMMANDS if name.startswith(arguments[0] + " ")]
     close = group or get_close_matches(arguments[0], COMMANDS, 3, 0.5)
     hint = f"try {', '.join(f'`edge {name}`' for name in close)}" if close else "see `edge --help`"
-    sys.stderr.write(f"edge: no command {' '.join(arguments[:2])!r}; {hint}\n")
+    _say(f"edge: no command {' '.join(arguments[:2])!r}; {hint}")
     return 2
 
 

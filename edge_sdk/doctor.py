@@ -75,8 +75,10 @@ def diagnose(settings: Settings) -> Report:
         Section("machine", tuple(_machine(settings, problems))),
         Section("models", tuple(_models(settings, bundle, problems))),
         *([Section("bundle", tuple(_bundle(settings, bundle)))] if bundle is not None else []),
+        *([Section("store", tuple(_store(settings.store, problems)))] if _exists(settings.store) else []),
         Section("settings", tuple(_settings(settings))),
     ]
+    problems += _calibration_problems(settings.home / "calibrations")
     if notes:
         sections.append(Section("notes", tuple(("", note) for note in notes)))
     return Report(tuple(sections), tuple(problems))
@@ -336,6 +338,34 @@ def _bundle(settings: Settings, bundle: Inspection) -> Iterator[tuple[str, str]]
     others = [role for role in manifest.roles() if role not in ("decoder", "encoder")]
     if others:
         yield "also holds", ", ".join(others)
+
+
+def _store(path: Path, problems: list[str]) -> Iterator[tuple[str, str]]:
+    """What the store holds; all of it is read, for damage shows nowhere else before a question meets it."""
+    from .storage.store import Store
+
+    yield "store", str(path)
+    try:
+        with Store.open(path, read_only=True) as store:
+            wrong, counts = store.check(), store.counts()
+    except EdgeError as error:
+        problems.append(str(error))
+        return
+    yield "documents", f"{counts.documents}, in {counts.passages} passages"
+    if wrong:
+        more = f", and {len(wrong) - 1} more" if len(wrong) > 1 else ""
+        mend = "restore a copy, or move the file away and add the documents again"
+        problems.append(f"the store fails its check ({wrong[0]}{more}): {mend}")
+
+
+def _calibration_problems(folder: Path) -> Iterator[str]:
+    from .confidence.calibration import load
+
+    for path in sorted(folder.glob("*.json")):
+        try:
+            load(path)
+        except EdgeError as error:
+            yield str(error)
 
 
 def _runs_on(encoder: Path) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -58,6 +58,7 @@ def add(
     cancel: Event | None = None,
     again: bool = False,
     background: bool = True,
+    left_out: Callable[[str], None] | None = None,
 ) -> Iterator[AddReport]:
     """Add or update documents, one report each, in order.
 
@@ -67,12 +68,13 @@ def add(
     that of the stored one is `unchanged`, unless `again` is set. Setting `cancel` ends the run before the
     next document or slice of passages; what is stored is still reported. Documents whose vectors are there are
     stored together when the first report of them is asked for; the encoder is called in a thread of its own, which
-    gives way to other threads and processes if this is to be in the `background`.
+    gives way to other threads and processes if this is to be in the `background`. `left_out` is told of each file
+    in a folder whose suffix `parse` does not know.
     """
     if isinstance(sources, str | os.PathLike):  # its letters are no paths
         sources = [sources]
     store.use_encoder(encoder.fingerprint, encoder.dimension)
-    return _Run(store, encoder, limits, progress, cancel or Event(), again, background).reports(sources)
+    return _Run(store, encoder, limits, progress, cancel or Event(), again, background, left_out).reports(sources)
 
 
 def document_name(source: str | Path) -> str:
@@ -105,6 +107,7 @@ class _Task:
     path: Path | None = None
     package: str = ""  # the `py:` source that this module was found by, when there are several
     error: str = ""
+    left_out: bool = False  # no document, unless it is named itself
 
 
 def _tasks(source: str | Path) -> Iterator[_Task]:
@@ -134,10 +137,11 @@ def _folder(root: str) -> Iterator[_Task]:
         seen.add(real)
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for file in sorted(files):
-            if not file.startswith(".") and Path(file).suffix.lower() in SUFFIXES:
-                found += 1
+            if not file.startswith("."):
+                known = Path(file).suffix.lower() in SUFFIXES
+                found += known
                 path = os.path.realpath(Path(folder, file))
-                yield _Task(path, path=Path(path))
+                yield _Task(path, path=Path(path), left_out=not known)
     for error in unreadable:
         yield _Task(str(error.filename), error=f"{error.filename}: it cannot be read ({error.strerror})")
     if not found and not unreadable:
@@ -227,9 +231,15 @@ class _Run:
     cancel: Event
     again: bool
     background: bool
+    left_out: Callable[[str], None] | None
 
     def reports(self, sources: Iterable[str | Path]) -> Iterator[AddReport]:
-        tasks = list({task.name: task for source in sources for task in _tasks(source)}.values())
+        named = [task for source in sources for task in _tasks(source)]
+        wanted = {task.name: task for task in named if not task.left_out}
+        tasks = list(wanted.values())
+        if self.left_out is not None:
+            for name in {task.name: None for task in named if task.name not in wanted}:
+                self.left_out(name)
         silent = {task.package for task in tasks if task.package}
         with closing(_Ahead(self.encoder, self.background)) as ahead:
             prepared: deque[_Cut | AddReport | None] = deque()

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .config import Settings, given_path
-from .errors import BundleError, ModelError, ModelNotFoundError, NotEnoughMemoryError
+from .errors import BundleError, ConfigError, ModelError, ModelNotFoundError, NotEnoughMemoryError
 from .prompt import Reading
 from .records import GenerateOptions
 
@@ -35,6 +35,22 @@ def open_store(settings: Settings) -> Store:
     from .storage.store import Store
 
     return Store.open(settings.store)
+
+
+def existing_store(settings: Settings) -> Store:
+    """Open the store of the settings, for whoever only reads or changes what is in it; raises `ConfigError`."""
+    require_store(settings)
+    return open_store(settings)
+
+
+def require_store(settings: Settings) -> None:
+    """Raise `ConfigError` where there is no store: a wrong path must not be made into an empty one."""
+    try:
+        there = settings.store.exists()
+    except OSError:  # a folder above may not be entered: opening it says so
+        there = True
+    if not there:
+        raise ConfigError(f"there is no store at {settings.store}", hint="run `edge add PATH` first")
 
 
 def load_policy(settings: Settings) -> PrivacyPolicy:

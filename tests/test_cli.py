@@ -9,8 +9,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from made_documents import WordEncoder, put
 
 from edge_sdk.cli import COMMANDS, main
+from edge_sdk.storage.store import Store
 
 HEAVY = ("numpy", "onnxruntime", "llama_cpp", "httpx", "sqlite_utils", "tokenizers", "jinja2", "rich", "click")
 
@@ -62,6 +64,22 @@ def test_a_failure_is_one_line_and_exit_code_one(tmp_path: Path, capsys: pytest.
     assert "edge add" in error
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        *("list", "label a.md private", "remove a.md", "search tower", "reindex", "spend", "outbox list"),
+        *("outbox send", "outbox drop", "learned list", "learned drop 1", "route explain 1"),
+    ],
+)
+def test_a_wrong_path_is_not_made_into_an_empty_store(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    path = tmp_path / "nowhere" / "s.db"
+    assert main([*command.split(), "--store", str(path)]) == 1
+    assert f"there is no store at {path}; run `edge add PATH` first" in capsys.readouterr().err
+    assert not path.parent.exists()
+
+
 def test_an_unknown_model_names_the_next_step(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["pull", "smolm2"]) == 1
     error = capsys.readouterr().err
@@ -83,8 +101,8 @@ def test_when_unsure_remote_needs_a_remote(tmp_path: Path, capsys: pytest.Captur
 
 
 def test_json_is_the_last_line_of_standard_output() -> None:
-    done = run("list", "--json")
-    assert json.loads(done.stdout.splitlines()[-1])["documents"] == []
+    done = run("models", "--json")
+    assert json.loads(done.stdout.splitlines()[-1])["models"]
     assert done.stderr == ""
 
 
@@ -96,6 +114,61 @@ def test_a_reader_that_goes_away_is_no_error() -> None:
     )
     assert done.returncode == 0
     assert "Traceback" not in done.stderr
+
+
+def shell(command: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """What a shell makes of a line in which `edge` is the command."""
+    line = command.replace("edge ", f"{sys.executable} -m edge_sdk.cli ")
+    return subprocess.run(
+        ["bash", "-c", line], capture_output=True, text=True, env={**os.environ, **environment}, timeout=120
+    )
+
+
+@pytest.mark.parametrize("command", ["models", "models --json", "--help"])
+def test_a_pipe_that_nobody_reads_is_no_error(command: str) -> None:
+    done = shell(f"edge {command} | true; exit ${{PIPESTATUS[0]}}")
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_broken_pipe_within_a_command_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*arguments: object, **options: object) -> None:
+        raise BrokenPipeError(32, "Broken pipe")
+
+    monkeypatch.setattr("edge_sdk.hub.models.list_models", broken)
+    assert main(["models"]) == 0
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
+@pytest.mark.parametrize("command", ["models", "models --json", "--help", "models --help", "--version"])
+def test_output_for_which_there_is_no_space_is_one_line(command: str) -> None:
+    done = shell(f"edge {command} > /dev/full")
+    assert (done.returncode, done.stderr) == (
+        1,
+        "edge: the output cannot be written: No space left on device\n",
+    )
+
+
+def test_characters_that_the_output_lacks_are_spelled_out(tmp_path: Path) -> None:
+    with Store.open(tmp_path / "s.db") as store:
+        put(store, WordEncoder(), "caf\u00e9.md", "the tower of Tarn")
+    done = run("list", "--store", str(tmp_path / "s.db"), PYTHONIOENCODING="ascii")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "caf\\xe9.md" in done.stdout
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_a_closed_stream_is_no_error(tmp_path: Path, closed: str) -> None:
+    with Store.open(tmp_path / "s.db") as store:
+        put(store, WordEncoder(), "a.md", "the tower of Tarn")
+    done = shell(f"edge ask 'Who?' {closed}", EDGE_STORE=str(tmp_path / "s.db"), EDGE_ENCODER=str(tmp_path))
+    assert done.returncode == 1 and "unexpected" not in done.stderr  # there is no encoder: an error like any other
+    assert shell(f"edge nosuch {closed}").returncode == 2
+
+
+def test_an_interrupt_while_packages_are_imported_ends_with_130(tmp_path: Path) -> None:
+    (tmp_path / "click.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n")
+    done = run("models", PYTHONPATH=os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]))
+    assert (done.returncode, done.stderr) == (130, "\nedge: interrupted\n")
 
 
 def test_an_interrupt_ends_with_130(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

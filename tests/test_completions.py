@@ -183,6 +183,15 @@ def test_a_document_cut_or_without_choices_is_refused() -> None:
     assert "no such model" in refused(b'{"error": {"message": "no such model"}}', media_type="application/json")
 
 
+def test_what_a_terminal_would_obey_is_left_out() -> None:
+    pieces = ("\x1b[31mred", "\x1b", "]0;title\x07", "\u009b2J a\r\n\tb\x7f\x00")
+    plain = "[31mred]0;title2J a\n\tb"
+    assert read(*(delta(piece) for piece in pieces), delta(finish="stop"), DONE)[0] == plain
+    document = {"choices": [{"message": {"content": "".join(pieces)}, "finish_reason": "stop"}]}
+    assert read(json.dumps(document).encode(), media_type="application/json")[0] == plain
+    assert "is empty" in refused(delta("\x1b\x07"), delta(finish="stop"), DONE)
+
+
 def test_half_characters_are_replaced() -> None:
     assert read(event('{"choices":[{"delta":{"content":"a\\ud83db\\ud83d\\uddfc"}}]}'), DONE)[0] == "a\ufffdb🗼"
 

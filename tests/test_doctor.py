@@ -9,17 +9,22 @@ import sqlite3
 import sys
 from dataclasses import asdict, replace
 from pathlib import Path
+from random import Random
 
 import pytest
 from gguf_files import tiny_llama
+from made_calibrations import calibration
+from made_documents import WordEncoder, put
 from made_readers import write_reader
 from packages import catalog_entry, content
 
 from edge_sdk import device, doctor
+from edge_sdk.confidence.calibration import Calibrations
 from edge_sdk.config import Settings, load_settings
 from edge_sdk.doctor import Report, diagnose
 from edge_sdk.engines.profile import Profile
 from edge_sdk.hub.models import pull, resolve
+from edge_sdk.storage.store import Store
 
 WEIGHTS = content(10_000)
 
@@ -102,6 +107,44 @@ def test_what_a_model_would_take_stands_beside_what_it_may(
     )
     assert re.fullmatch(pattern, found["tiny memory"])
     assert rows(diagnose(replace(healthy, context=256)), "models")["tiny memory"] != found["tiny memory"]
+
+
+def test_a_store_is_read_and_a_damaged_one_is_a_problem(healthy: Settings) -> None:
+    with Store.open(healthy.store) as store:
+        for number in range(20):
+            put(store, WordEncoder(), f"{number}.md", f"the tower of Tarn, {number}", "it is red")
+    report = diagnose(healthy)
+    assert report.problems == ()
+    assert rows(report, "store")["documents"] == "20, in 40 passages"
+    sound = healthy.store.read_bytes()
+    healthy.store.write_bytes(sound.replace(b"the tower of Tarn, 7", b"the tower of Turn, 7"))
+    (problem,) = diagnose(healthy).problems
+    assert "passage 15 of '7.md' does not match its checksum" in problem
+    assert "restore a copy" in problem
+    healthy.store.write_bytes(sound[: len(sound) // 2])
+    (problem,) = diagnose(healthy).problems
+    assert str(healthy.store) in problem
+    assert "damaged" in problem
+
+
+def test_every_byte_of_a_store_may_be_wrong_without_the_doctor_failing(healthy: Settings) -> None:
+    with Store.open(healthy.store) as store:
+        put(store, WordEncoder(), "a.md", "the tower of Tarn", "it is red")
+    sound, random = healthy.store.read_bytes(), Random(0)
+    for _ in range(15):
+        damaged = bytearray(sound)
+        for _ in range(400):
+            damaged[random.randrange(len(damaged))] = random.randrange(256)
+        healthy.store.write_bytes(damaged)
+        assert diagnose(healthy).problems
+
+
+def test_a_damaged_calibration_is_a_problem(healthy: Settings) -> None:
+    path = Calibrations(healthy.home / "calibrations").save(calibration())
+    assert diagnose(healthy).problems == ()
+    path.write_bytes(path.read_bytes()[:-100])
+    (problem,) = diagnose(healthy).problems
+    assert f"{path} is no calibration" in problem
 
 
 def test_the_report_is_json(healthy: Settings) -> None:

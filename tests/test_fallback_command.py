@@ -128,6 +128,7 @@ def test_questions_are_dropped(path: Path, capsys: pytest.CaptureFixture[str]) -
 
 
 def test_an_unused_store_has_spent_nothing(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Store.open(path).close()
     assert main(["spend"]) == 0
     assert "day    0.00, 0 tokens, 0 calls" in capsys.readouterr().out
 

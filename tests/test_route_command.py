@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import signal
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -295,3 +296,25 @@ def test_a_risk_that_does_not_add_up_is_not_shared_with_a_reader(
     monkeypatch.setattr(loading, "load_reader", lambda settings: FakeReader({}))
     assert main(["calibrate", str(home.parent / "q.jsonl"), "--risk", "selective"]) == 1
     assert "--reader none" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("keeps", [True, False])
+def test_an_interrupted_calibration_says_what_is_kept_and_goes_on_from_there(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, keeps: bool
+) -> None:
+    asked: list[str] = []
+
+    def interrupted(prompt: str) -> str:
+        asked.append(prompt)
+        if len(asked) == 5:
+            signal.raise_signal(signal.SIGINT)
+        return say(prompt)
+
+    monkeypatch.setattr(loading, "load_engine", lambda settings: (FakeEngine(interrupted), Reading(300, False)))
+    out = tmp_path / "answers.jsonl"
+    command = ["calibrate", str(tmp_path / "q.jsonl"), *(["--out", str(out)] if keeps else [])]
+    assert main(command) == 130
+    said = f"is kept in {out}, run the same command" if keeps else "interrupted; --out FILE would keep the answers"
+    assert said in capsys.readouterr().err
+    assert main(command) == 0
+    assert len(asked) == (COUNT if keeps else COUNT + 5)

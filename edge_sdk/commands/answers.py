@@ -16,6 +16,7 @@ from ..conversation import Conversation
 from ..edge import Edge
 from ..errors import ConfigError
 from ..json_values import answer_document
+from ..loading import choose_decoder, require_store
 from ..privacy.gate import Outgoing
 from ..records import Answer, Citation, Event
 from ..route import Policy, WhenUnsure
@@ -83,9 +84,11 @@ def ask_command(settings: Settings, question: str, as_json: bool, **manner: Any)
     Nothing leaves the device unless a remote is given and --privacy is not `local_only`; then the question is sent,
     redacted, when the documents do not support an answer or the local one is not sure enough (`edge calibrate`).
     """
+    if not question.strip():
+        raise ConfigError("the question is empty", hint="give its words, in quotes")
     how = _Manner(**manner)
     with _open(settings, how, as_json) as edge, cancel_on_interrupt() as cancel:
-        answer = _show(how.events(edge, question, cancel), quiet=as_json)
+        answer = _show(how.events(edge, question, cancel), quiet=as_json, asks=not settings.offline)
     if as_json:
         print_json(answer_document(question, answer))
     else:
@@ -106,7 +109,7 @@ def chat_command(settings: Settings, as_json: bool, **manner: Any) -> None:
     with _open(settings, how, as_json) as edge:
         if not as_json:
             counts = edge.store.counts()
-            console().print(f"[dim]{counts.documents} documents, {edge.engine.name}; /undo, /quit[/dim]")
+            console().print(f"{counts.documents} documents, {edge.engine.name}; /undo, /quit", style="dim")
         for question in _questions(prompt=not as_json):
             if question == "/quit":
                 break
@@ -114,7 +117,8 @@ def chat_command(settings: Settings, as_json: bool, **manner: Any) -> None:
                 click.echo("forgotten" if conversation.undo() else "nothing to undo", err=True)
                 continue
             with cancel_on_interrupt() as cancel:
-                answer = _show(how.events(edge, question, cancel, conversation), quiet=as_json)
+                events = how.events(edge, question, cancel, conversation)
+                answer = _show(events, quiet=as_json, asks=not settings.offline)
             if as_json:
                 print_json(answer_document(question, answer))
             else:
@@ -129,8 +133,9 @@ def _open(settings: Settings, how: _Manner, as_json: bool) -> Edge:
             "--when-unsure remote, but the privacy mode is local_only: nothing may leave this device",
             hint="give --privacy ask, prefer_local or prefer_remote",
         )
-    if not settings.store.exists():
-        raise ConfigError(f"there is no store at {settings.store}", hint="run `edge add PATH` first")
+    require_store(settings)
+    if settings.model is not None:
+        choose_decoder(settings)  # a wrong name is said at once, and not first where an answer needs the model
     policy = Policy(how.when_unsure) if how.when_unsure else None
     asks = sys.stdin.isatty() and not as_json
     return Edge.open(settings=settings, policy=policy, consent=_consent if asks else None)
@@ -158,18 +163,22 @@ def _questions(*, prompt: bool) -> Iterator[str]:
             yield line.strip()
 
 
-def _show(events: Iterator[Event], *, quiet: bool) -> Answer:
-    """Write provisional text as it comes; return the final answer."""
-    shown = ""
+def _show(events: Iterator[Event], *, quiet: bool, asks: bool) -> Answer:
+    """Write provisional text as it comes, on a terminal; elsewhere the answer alone. Return the final answer.
+
+    `asks` is whether a hand-off opens a connection; offline it ends with a reason at once.
+    """
+    live, shown = sys.stdout.isatty() and not quiet, ""
     for event in events:
         if event.kind == "notice":
             click.echo(f"edge: {event.text}", err=True)
-        elif event.kind == "provisional" and not quiet:
+        elif event.kind == "provisional" and live:
             shown += event.text
             sys.stdout.write(event.text)
             sys.stdout.flush()
-        elif event.kind == "handoff" and not quiet:
-            sys.stdout.write(("\n" if shown else "") + f"[asking the remote: {event.text}]\n")
+        elif event.kind == "handoff" and live:
+            note = f"[asking the remote: {event.text}]\n" if asks else ""
+            sys.stdout.write(("\n" if shown else "") + note)
             shown = ""
         elif event.answer is not None:
             if not quiet:
@@ -182,13 +191,13 @@ def _show(events: Iterator[Event], *, quiet: bool) -> Answer:
 
 
 def _show_evidence(answer: Answer, *, why: bool = False) -> None:
-    from rich.markup import escape
+    from rich.text import Text
 
     out = console()
     for citation in answer.citations:
         mark = f"[{citation.number}]" if citation.by == "model" else "found in"
-        out.print(f"  [cyan]{escape(mark)}[/cyan] {escape(_place(citation))}", soft_wrap=True)
-        out.print(f'      [dim]"{escape(" ".join(citation.quote.split())[:200])}"[/dim]')
+        out.print(Text.assemble("  ", (mark, "cyan"), f" {_place(citation)}"))
+        out.print(f'      "{" ".join(citation.quote.split())[:200]}"', style="dim")
     times = answer.timings
     decode_rate = (
         f", {answer.tokens.completion / times.decode_ms * 1000:.0f} tokens/s"
@@ -209,13 +218,13 @@ def _show_evidence(answer: Answer, *, why: bool = False) -> None:
     probability = ""
     if answer.route == "local":
         probability = ", probability " + ("unknown" if answer.probability is None else f"{answer.probability:.2f}")
-    out.print(f"  [dim]{answer.route}{f' ({answer.model})' if answer.model else ''}{probability}; "
-              f"{', '.join(parts)}{decode_rate}[/dim]")  # fmt: skip
+    model = f" ({answer.model})" if answer.model else ""
+    out.print(f"  {answer.route}{model}{probability}; {', '.join(parts)}{decode_rate}", style="dim")
     if why:
-        out.print("\n".join(f"  {line}" for line in answer.explain().splitlines()), markup=False, style="dim")
+        out.print("\n".join(f"  {line}" for line in answer.explain().splitlines()), style="dim")
     else:
         for reason in answer.reasons:
-            out.print(f"  [dim]- {escape(reason)}[/dim]")
+            out.print(f"  - {reason}", style="dim")
 
 
 def _place(citation: Citation) -> str:

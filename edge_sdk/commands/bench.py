@@ -286,13 +286,13 @@ def _show_comparison(found: Comparison) -> None:
     out = console()
     for what, differing in (("machine", found.machine), ("settings", found.settings)):
         for name, (left, right) in differing.items():
-            out.print(f"  other {what}: {name} is {left!r} in A, {right!r} in B", markup=False)
+            out.print(f"  other {what}: {name} is {left!r} in A, {right!r} in B")
     rows = {name: [ratio.a, ratio.b, ratio.ratio, ratio.least, ratio.most] for name, ratio in found.ratios.items()}
     marked = {f"{name} {'*' if found.ratios[name].clear else ''}".strip(): row for name, row in rows.items()}
     table(f"{found.kind}; * the spreads do not overlap", ("A", "B", "B / A", "least", "most"), marked, "{:.4g}")
     for which, names in (("A", found.only_a), ("B", found.only_b)):
         if names:
-            out.print(f"  only in {which}: {', '.join(names)}", markup=False)
+            out.print(f"  only in {which}: {', '.join(names)}")
 
 
 def _show_contenders(title: str, columns: tuple[str, ...], result: Mapping[str, Any]) -> None:
@@ -302,12 +302,12 @@ def _show_contenders(title: str, columns: tuple[str, ...], result: Mapping[str, 
     table(title, columns, rows, "{:.1f}")
     for chart in charts(result):
         if chart.title == "first token ms":
-            console().print("\n".join((chart.title, *bars(chart))), markup=False)
+            console().print("\n".join((chart.title, *bars(chart))))
     for name, ratios in result["ratios"].items():
         told = ", ".join(f"{each.replace('_', ' ')} {ratios[each]:.2f}" for each in ratios["spread"])
-        console().print(f"  {name.replace('_to_', ' / ')}: {told}", markup=False)
+        console().print(f"  {name.replace('_to_', ' / ')}: {told}")
     for name, reason in result.get("left_out", {}).items():
-        console().print(f"  without {name}: {reason}", markup=False)
+        console().print(f"  without {name}: {reason}")
 
 
 def _finish(name: str, result: Mapping[str, Any], plot: Path | None, as_json: bool) -> None:
@@ -317,7 +317,7 @@ def _finish(name: str, result: Mapping[str, Any], plot: Path | None, as_json: bo
 
         write_plot(result, plot)
         if not as_json:
-            console().print(f"  drawn in {plot}", markup=False)
+            console().print(f"  drawn in {plot}")
     print_json(stamped(name, result))
 
 

@@ -135,7 +135,6 @@ def bundle_build_command(
     console().print(
         f"{out}: {manifest.name} {manifest.version}, {len(manifest.files)} files, "
         f"{found.inspection.bytes / 1e6:,.1f} MB, {found.inspection.signed}, id {manifest.id}",
-        markup=False,
     )
 
 
@@ -172,11 +171,10 @@ def bundle_verify_command(settings: Settings, path: Path, keys: tuple[Path, ...]
         )
         return
     for name, what in found.checked.items():
-        out.print(f"  {name:<44} sha256 and structure right: {what}", markup=False)
-    out.print(f"  {'signature':<44} {inspection.signed}", markup=False)
+        out.print(f"  {name:<44} sha256 and structure right: {what}")
+    out.print(f"  {'signature':<44} {inspection.signed}")
     out.print(
         f"{path} is sound: {len(found.checked)} files, {inspection.bytes:,} bytes, id {inspection.manifest.id}",
-        markup=False,
     )
 
 
@@ -192,7 +190,7 @@ def bundle_sign_command(settings: Settings, path: Path, private_key: Path, as_js
     if as_json:
         print_json({"command": "edge bundle sign", "path": path, **_summary(found.inspection)})
     else:
-        console().print(f"{path} is signed by the key {found.inspection.signed.key}", markup=False)
+        console().print(f"{path} is signed by the key {found.inspection.signed.key}")
 
 
 @click.command()
@@ -207,7 +205,7 @@ def bundle_keygen_command(settings: Settings, out: Path, as_json: bool) -> None:
     if as_json:
         print_json({"command": "edge bundle keygen", "private_key": out, "public_key": public_key, "key": key})
     else:
-        console().print(f"{out}: the private key, for you alone\n{public_key}: the public key, {key}", markup=False)
+        console().print(f"{out}: the private key, for you alone\n{public_key}: the public key, {key}")
 
 
 class _Licences:
@@ -255,21 +253,18 @@ def _summary(found: Inspection) -> dict[str, Any]:
 def _show(found: Inspection) -> None:
     manifest, out = found.manifest, console()
     made = f", made {manifest.created}" if manifest.created else ""
-    out.print(
-        f"{manifest.name} {manifest.version}, {manifest.licence}{made}, {found.bytes / 1e6:,.1f} MB", markup=False
-    )
-    out.print(f"  id         {manifest.id}\n  signature  {found.signed}", markup=False)
+    out.print(f"{manifest.name} {manifest.version}, {manifest.licence}{made}, {found.bytes / 1e6:,.1f} MB")
+    out.print(f"  id         {manifest.id}\n  signature  {found.signed}")
     if (decoder := manifest.decoder) is not None:
         kind = f"{decoder.architecture}, {decoder.quantization}, {decoder.format}"
-        out.print(f"  decoder    {decoder.name}: {kind}, tested with {decoder.context:,} tokens", markup=False)
+        out.print(f"  decoder    {decoder.name}: {kind}, tested with {decoder.context:,} tokens")
     if (encoder := manifest.encoder) is not None:
         kind = f"{encoder.format}, {encoder.dimension} dimensions, {encoder.pooling} pooling"
-        out.print(f"  encoder    {encoder.name}: {kind}", markup=False)
+        out.print(f"  encoder    {encoder.name}: {kind}")
     for name, value in sorted(manifest.figures.items()):
         text = f"{json.dumps(name)[1:-1]:<10} {json.dumps(value)}"  # escaped: strangers wrote it
-        out.print(f"  {text if len(text) <= 90 else text[:90] + '…'}", markup=False)
+        out.print(f"  {text if len(text) <= 90 else text[:90] + '…'}")
     for entry in manifest.files:
         out.print(
             f"  {entry.bytes:>14,}  {entry.sha256[:16]}  {entry.role:<14} {entry.licence:<12} {entry.path}",
-            markup=False,
         )

@@ -59,7 +59,7 @@ def convert_command(
     if as_json:
         print_json({"command": "edge convert", **result})
     else:
-        console().print(line, markup=False)
+        console().print(line)
 
 
 @click.command()
@@ -122,14 +122,13 @@ def prune_vocabulary_command(
     console().print(
         f"{out}: {found.tokens_after:,} of {found.tokens_before:,} tokens, {found.bytes_after / 1e6:,.1f} MB, "
         f"{saved:.1%} smaller",
-        markup=False,
     )
     for name, reading in (("texts", found.texts), ("held out", found.held_out)):
         if reading is not None:
             same = f"{reading.identical:.1%} of {reading.passages:,} passages read as before"
             console().print(f"  {name:<10}{reading.growth:+.2%} tokens, {same}")
     for reason in found.skipped:
-        console().print(f"skipped: {reason}", markup=False)
+        console().print(f"skipped: {reason}")
 
 
 def _decoder(name: str, settings: Settings) -> InstalledModel:

@@ -77,7 +77,7 @@ def distill_command(
             }
         )
     elif out is not None:
-        console().print(f"{out} is ready: `edge ask --bundle {out}`", markup=False)
+        console().print(f"{out} is ready: `edge ask --bundle {out}`")
     return 0
 
 
@@ -100,9 +100,9 @@ def _show_step(step: Any) -> None:
             told.append(f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}")
     cost = f", cost {result.cost:.4f}" if result.cost else ""
     took = "as before" if step.cached else f"{result.seconds:,.1f} s"
-    console().print(f"{step.name:<16}{took}{cost}; {', '.join(told)}", markup=False)
+    console().print(f"{step.name:<16}{took}{cost}; {', '.join(told)}")
     for page in sorted(result.folder.glob("report.*")):
-        console().print(f"{'':<16}{page}", markup=False, style="dim")
+        console().print(f"{'':<16}{page}", style="dim")
 
 
 def _show_plan(planned: Sequence[Any], recipe: Path, as_json: bool) -> None:
@@ -117,7 +117,7 @@ def _show_plan(planned: Sequence[Any], recipe: Path, as_json: bool) -> None:
             )
         if each.cost:
             told.append(f"cost {each.cost:.4f}")
-        console().print(f"{each.name:<16}{each.state:<8}{'; '.join(told)}", markup=False)
+        console().print(f"{each.name:<16}{each.state:<8}{'; '.join(told)}")
 
 
 @click.command()
@@ -156,4 +156,4 @@ def distill_static_command(
         f"{result['bytes'] / 1e6:.1f} MB, fitted to {result['passages']:,} passages"
     )
     for reason in result["skipped"]:
-        console().print(f"skipped: {reason}", markup=False)
+        console().print(f"skipped: {reason}")

@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import os
 import time
+from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from ..config import Settings
 from ..edge import Edge
 from ..errors import DocumentError
-from ..loading import load_encoder, open_store
-from ..records import AddReport, Hit
+from ..loading import existing_store, load_encoder, require_store
+from ..records import AddReport, DocumentInfo, Hit
 from .options import cancel_on_interrupt, console, options, print_json, progress_bar
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from ..storage.store import Store
 
 _LABELS = click.Choice(["private", "public", "none"])
 
@@ -32,13 +41,16 @@ def add_command(settings: Settings, sources: tuple[str, ...], label: str | None,
 
     started = time.perf_counter()
     reports: list[AddReport] = []
+    left_out: list[str] = []
     out = console()
     with Edge.open(settings=settings) as edge, cancel_on_interrupt() as cancel:
         edge.store.use_label(
             _stored(label)
         )  # in one transaction with the text: it is never there without its label
         with progress_bar("adding") as bar:
-            add_all = partial(add, edge.store, edge.encoder, background=settings.background)
+            add_all = partial(
+                add, edge.store, edge.encoder, background=settings.background, left_out=left_out.append
+            )
             for report in add_all(sources, progress=bar, cancel=cancel):
                 reports.append(report)
                 if report.status == "unchanged" and label is not None:
@@ -54,13 +66,17 @@ def add_command(settings: Settings, sources: tuple[str, ...], label: str | None,
     if tally["updated"]:
         _forget_prompts(settings)
     if as_json:
-        print_json({**tally, "passages": counts.passages, "seconds": seconds, "documents": reports})
+        total = {"passages": counts.passages, "seconds": seconds, "left_out": left_out}
+        print_json({**tally, **total, "documents": reports})
     else:
         done = ", ".join(f"{number} {status}" for status, number in tally.items() if number)
         out.print(
             f"{done or 'nothing to add'} in {seconds:.1f} s; "
             f"{settings.store} holds {counts.documents} documents, {counts.passages} passages"
         )
+        if left_out:
+            suffixes = sorted({Path(name).suffix.lower() or "no suffix" for name in left_out})
+            out.print(f"{len(left_out)} left out ({', '.join(suffixes)}): a file that you name yourself is added")
     if cancel.is_set():
         click.echo("edge: interrupted; what is counted above is safe, run the same command to go on", err=True)
         return 130
@@ -71,29 +87,35 @@ def add_command(settings: Settings, sources: tuple[str, ...], label: str | None,
 @options("store")
 def list_command(settings: Settings, as_json: bool) -> None:
     """List the documents in the store."""
-    with open_store(settings) as store:
+    with existing_store(settings) as store:
         documents = store.documents()
     if as_json:
         print_json({"store": settings.store, "documents": documents})
         return
-    from rich.table import Table
-
-    table = Table(box=None)
-    for column in ("document", "title", "passages", "characters", "label", "added"):
-        table.add_column(column, justify="right" if column in ("passages", "characters") else "left")
-    for document in documents:
-        table.add_row(
-            document.name,
-            document.title,
-            str(document.passages),
-            str(document.characters),
-            document.label,
-            document.added_at[:16],
-        )
     out = console()
     if documents:
-        out.print(table)
+        _show(documents, out)
     out.print(f"{len(documents)} documents in {settings.store}")
+
+
+def _show(documents: Sequence[DocumentInfo], out: Console) -> None:
+    """A table on a terminal; elsewhere, for other programs, a line each with tabs between."""
+    from rich.table import Table
+
+    columns = ("document", "title", "passages", "characters", "label", "added")
+    table = Table(box=None)
+    for column in columns:
+        right, long = column in ("passages", "characters"), column in ("document", "title")
+        # A name is folded and never cut: `edge remove` and `edge label` want the whole.
+        table.add_column(column, justify="right" if right else "left", overflow="fold", no_wrap=not long)
+    for each in documents:
+        row = (each.name, each.title, str(each.passages), str(each.characters), each.label, each.added_at[:16])
+        if out.is_terminal:
+            table.add_row(*row)
+        else:
+            print("\t".join(row))
+    if out.is_terminal:
+        out.print(table)
 
 
 @click.command()
@@ -103,23 +125,18 @@ def list_command(settings: Settings, as_json: bool) -> None:
 def label_command(settings: Settings, names: tuple[str, ...], label: str, as_json: bool) -> None:
     """Label documents, by the names that `edge list` shows or by their paths: private, public or none.
 
-    A private one keeps every turn that has read it on the device, in any privacy mode; a public one may leave where
-    passages are sent; one without a label leaves no oftener than the settings say.
+    A folder stands for all documents below it. A private document keeps every turn that has read it on the device,
+    in any privacy mode; a public one may leave where passages are sent; one without a label leaves no oftener than
+    the settings say.
     """
-    from ..ingest import document_name
-
-    with open_store(settings) as store:
-        missing = [
-            name
-            for name in names
-            if not store.set_label(name, _stored(label) or "")
-            and not store.set_label(document_name(name), _stored(label) or "")
-        ]
-    labelled = len(names) - len(missing)
+    with existing_store(settings) as store:
+        found, missing = _meant(store, names)
+        for name in found:
+            store.set_label(name, _stored(label) or "")
     if as_json:
-        print_json({"labelled": labelled, "label": _stored(label), "missing": missing})
+        print_json({"labelled": len(found), "label": _stored(label), "missing": missing})
     else:
-        console().print(f"{labelled} labelled {label}")
+        console().print(f"{len(found)} labelled {label}")
     if missing:
         raise DocumentError(f"not in {settings.store}: {', '.join(missing)}", hint="see `edge list`")
 
@@ -128,16 +145,10 @@ def label_command(settings: Settings, names: tuple[str, ...], label: str, as_jso
 @click.argument("names", nargs=-1, required=True)
 @options("store")
 def remove_command(settings: Settings, names: tuple[str, ...], as_json: bool) -> int:
-    """Remove documents by the names that `edge list` shows, or by their paths."""
-    from ..ingest import document_name
-
-    with open_store(settings) as store:
-        present = {document.name for document in store.documents()}
-        removed: list[str] = []
-        missing: list[str] = []
-        for name in names:
-            known = name if name in present else document_name(name)
-            (removed if store.delete(known) else missing).append(known)
+    """Remove documents by the names that `edge list` shows, or by their paths; a folder stands for all below it."""
+    with existing_store(settings) as store:
+        found, missing = _meant(store, names)
+        removed = [name for name in found if store.delete(name)]
     if removed:
         _forget_prompts(settings)
     if as_json:
@@ -147,6 +158,25 @@ def remove_command(settings: Settings, names: tuple[str, ...], as_json: bool) ->
     if missing:
         raise DocumentError(f"not in {settings.store}: {', '.join(missing)}", hint="see `edge list`")
     return 0
+
+
+def _meant(store: Store, names: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The documents in the store that are meant by these names, paths and folders, and the names that mean none."""
+    from ..ingest import document_name
+    from ..storage.schema import storable_name
+
+    present = {document.name for document in store.documents()}
+    found: dict[str, None] = {}
+    missing = []
+    for name in names:
+        path = name if name in present else storable_name(document_name(name))
+        below = path.rstrip(os.sep) + os.sep
+        meant = [path] if path in present else sorted(each for each in present if each.startswith(below))
+        if name and meant:  # no name at all is a mistake and not the folder at hand
+            found.update(dict.fromkeys(meant))
+        else:
+            missing.append(name)
+    return list(found), missing
 
 
 def _forget_prompts(settings: Settings) -> None:
@@ -162,6 +192,7 @@ def _forget_prompts(settings: Settings) -> None:
 @options("store", "bundle", "require_signature", "encoder")
 def search_command(settings: Settings, query: str, k: int, as_json: bool) -> None:
     """Find the passages that fit QUERY best: by words (BM25) and by meaning (vectors), fused by rank."""
+    require_store(settings)
     with Edge.open(settings=settings) as edge:
         edge.search(query, 1)  # loads the encoder and the index, so that what is shown is the search itself
         started = time.perf_counter()
@@ -170,20 +201,22 @@ def search_command(settings: Settings, query: str, k: int, as_json: bool) -> Non
     if as_json:
         print_json({"query": query, "milliseconds": milliseconds, "hits": hits})
         return
+    from rich.text import Text
+
     out = console()
     if not hits:
         out.print(f"nothing found in {settings.store}")
     for number, hit in enumerate(hits, 1):
-        out.print(f"[bold][{number}][/bold] {_where(hit)}  [dim]{_scores(hit)}[/dim]")
-        out.print("    " + " ".join(hit.passage.text.split())[:300], markup=False)
-    out.print(f"[dim]{milliseconds:.0f} ms[/dim]")
+        out.print(Text.assemble((f"[{number}]", "bold"), f" {_where(hit)}  ", (_scores(hit), "dim")))
+        out.print("    " + " ".join(hit.passage.text.split())[:300])
+    out.print(f"{milliseconds:.0f} ms", style="dim")
 
 
 @click.command()
 @options("store", "bundle", "require_signature", "encoder")
 def reindex_command(settings: Settings, as_json: bool) -> None:
     """Embed every passage again, after a change of encoder. The old vectors stay valid until the end."""
-    with open_store(settings) as store:
+    with existing_store(settings) as store:
         encoder = load_encoder(settings)
         with progress_bar("embedding") as bar:
             store.reindex(encoder, progress=lambda done, total: bar(done, total, ""))
@@ -200,11 +233,9 @@ def _stored(label: str | None) -> str | None:
 
 
 def _where(hit: Hit) -> str:
-    from rich.markup import escape
-
     passage = hit.passage
     heading = f" › {passage.heading}" if passage.heading else ""
-    return escape(f"{passage.document}{heading} ({passage.start}-{passage.end})")
+    return f"{passage.document}{heading} ({passage.start}-{passage.end})"
 
 
 def _scores(hit: Hit) -> str:

@@ -51,7 +51,7 @@ def export_command(
             if as_json:
                 print_json({"command": "edge export", "python": python})
             else:
-                console().print(f"exports run with {python}", markup=False)
+                console().print(f"exports run with {python}")
             return
         result = exporter.export_onnx(
             source,
@@ -68,4 +68,4 @@ def export_command(
     agreed = ", ".join(f"{name.replace('_', ' ')} {value:g}" for name, value in result["parity"].items())
     console().print(f"{out}: {result['kind']}, {size / 1e6:.1f} MB; {agreed}")
     if "backend" in result:
-        console().print(f"runs on: {result['backend']}", markup=False)
+        console().print(f"runs on: {result['backend']}")

@@ -15,7 +15,7 @@ from ..errors import ConfigError, EdgeError
 from ..fallback import ledger
 from ..fallback.budget import Budget, Spent, money, starts
 from ..fallback.outbox import Outbox, Queued, refusals
-from ..loading import load_caller, load_policy, open_store
+from ..loading import existing_store, load_caller, load_policy
 from ..records import RemoteReply
 from .options import console, options, print_json
 
@@ -31,7 +31,7 @@ def spend_command(settings: Settings, last: int, as_json: bool) -> None:
     """
     day, month = starts(time.time())
     budget = Budget.parse(settings.budget or "")
-    with open_store(settings) as store, store.database.reading() as sql:
+    with existing_store(settings) as store, store.database.reading() as sql:
         spent = {"day": ledger.spent(sql, day), "month": ledger.spent(sql, month)}
         calls = ledger.latest(sql, last)
     if as_json:
@@ -42,13 +42,12 @@ def spend_command(settings: Settings, last: int, as_json: bool) -> None:
     for name, total in spent.items():
         limit = getattr(budget, name)
         of = f" of {money(limit.micro)}" if limit.micro is not None else ""
-        out.print(f"{name:<6} {money(total.micro)}{of}, {total.tokens} tokens, {total.calls} calls", markup=False)
+        out.print(f"{name:<6} {money(total.micro)}{of}, {total.tokens} tokens, {total.calls} calls")
     for each in calls:
         what = ", ".join(f"{number} characters of {kind}" for kind, number in each.characters.items())
         out.print(
             f"{_when(each.reserved_at)}  {money(each.micro):>8}  {each.prompt_tokens}+{each.completion_tokens} "
             f"tokens  {each.state} ({each.outcome or 'under way'})  {each.remote}  {what}",
-            markup=False,
         )
 
 
@@ -63,7 +62,7 @@ def outbox_list_command(settings: Settings, as_json: bool) -> None:
         return
     for each in questions:
         _show(each)
-    console().print(f"{len(questions)} questions in {settings.store}", markup=False)
+    console().print(f"{len(questions)} questions in {settings.store}")
 
 
 @click.command()
@@ -81,7 +80,7 @@ def outbox_send_command(settings: Settings, due: bool, yes: bool, as_json: bool)
             click.echo(f"{message.role}: {message.content}")
         return click.confirm("Send this?")
 
-    with open_store(settings) as store:
+    with existing_store(settings) as store:
         caller = load_caller(settings, store)
         if caller is None:
             raise ConfigError("no remote is set", hint="give --remote URL and --remote-model NAME")
@@ -108,7 +107,7 @@ def outbox_send_command(settings: Settings, due: bool, yes: bool, as_json: bool)
     if as_json:
         print_json({"answered": answered, "questions": ended})
     else:
-        console().print(f"{answered} of {len(ended)} answered", markup=False)
+        console().print(f"{answered} of {len(ended)} answered")
     return 0 if answered == len(ended) else 1
 
 
@@ -132,18 +131,18 @@ def outbox_drop_command(settings: Settings, ids: tuple[str, ...], everything: bo
 
 @contextmanager
 def _outbox(settings: Settings) -> Iterator[Outbox]:
-    with open_store(settings) as store:
+    with existing_store(settings) as store:
         yield Outbox(store.database)
 
 
 def _show(item: Queued) -> None:
     out = console()
     question = item.messages[-1].content if item.messages else "(dropped)"
-    out.print(f"{item.id}  {item.state}  {' '.join(question.split())[:200]}", markup=False)
+    out.print(f"{item.id}  {item.state}  {' '.join(question.split())[:200]}")
     until = f"waits until {_when(item.expires_at)}" if item.state == "queued" else ""
     detail = "; ".join(part for part in (" ".join(item.result.split())[:300], until) if part)
     if detail:
-        out.print(f"    {detail}", markup=False)
+        out.print(f"    {detail}")
 
 
 def _amounts(total: Spent) -> dict[str, object]:

@@ -73,7 +73,6 @@ def head_fit_command(
     console().print(
         f"{out}: {result['labels']} labels from {result['examples']} examples, {result['bytes'] / 1e6:.1f} MB; "
         f"{result['cross_validated_accuracy']:.1%} of the examples are right under those of the other folds",
-        markup=False,
     )
 
 
@@ -95,13 +94,13 @@ def head_classify_command(
         return
     for text, each in zip(texts, found, strict=True):
         strange = "" if each.out_of_scope is None else f", out of scope {each.out_of_scope:.0%}"
-        console().print(f"{each.label}  {each.probability:.0%}{strange}: {text}", markup=False)
+        console().print(f"{each.label}  {each.probability:.0%}{strange}: {text}")
         for reason in each.reasons:
-            console().print(f"  {reason.weight:+.2f}  {reason.part}", markup=False)
+            console().print(f"  {reason.weight:+.2f}  {reason.part}")
         if explain:
-            console().print(f"  rather than {each.second}; most alike:", markup=False)
+            console().print(f"  rather than {each.second}; most alike:")
             for example in each.nearest:
-                console().print(f"  {example.similarity:.2f}  {example.label}: {example.text}", markup=False)
+                console().print(f"  {example.similarity:.2f}  {example.label}: {example.text}")
 
 
 @click.command()
@@ -119,7 +118,7 @@ def head_show_command(settings: Settings, head: str, labels: tuple[str, ...], te
         print_json({"command": "edge head show", "head": head, "figures": dict(loaded.figures), "labels": top})
         return
     for label, reasons in top.items():
-        console().print(f"{label}  {', '.join(reason.part for reason in reasons)}", markup=False)
+        console().print(f"{label}  {', '.join(reason.part for reason in reasons)}")
 
 
 @click.command()

@@ -14,7 +14,7 @@ from ..config import Settings
 from ..errors import ConfigError
 from ..fallback.learned import LearnedAnswers
 from ..fallback.learned_table import STATES, LearnedAnswer, State
-from ..loading import open_store
+from ..loading import existing_store
 from .options import console, options, print_json
 
 _IDS = click.argument("ids", nargs=-1, required=True, type=int)
@@ -36,12 +36,10 @@ def learned_list_command(settings: Settings, state: State | None, as_json: bool)
     out = console()
     for each in answers:
         source = f"{each.provenance.model}, {each.provenance.date[:10]}, expires {each.expires[:10]}"
-        out.print(f"{each.id}  {each.state}  {each.question}", markup=False)
-        out.print(f"    {' '.join(each.answer.split())[:300]}", markup=False)
-        out.print(
-            "; ".join((f"    {source}", f"served {each.uses} times", *each.provenance.agreement)), markup=False
-        )
-    out.print(f"{len(answers)} answers in {settings.store}", markup=False)
+        out.print(f"{each.id}  {each.state}  {each.question}")
+        out.print(f"    {' '.join(each.answer.split())[:300]}")
+        out.print("; ".join((f"    {source}", f"served {each.uses} times", *each.provenance.agreement)))
+    out.print(f"{len(answers)} answers in {settings.store}")
 
 
 @click.command()
@@ -98,12 +96,12 @@ def learned_export_command(settings: Settings, file: Path, as_json: bool) -> Non
     if as_json:
         print_json({"file": file, "answers": len(rows), "left_out_as_redacted": left_out})
     else:
-        console().print(f"{len(rows)} answers written to {file}, {left_out} left out as redacted", markup=False)
+        console().print(f"{len(rows)} answers written to {file}, {left_out} left out as redacted")
 
 
 @contextmanager
 def _learned(settings: Settings) -> Iterator[LearnedAnswers]:
-    with open_store(settings) as store:
+    with existing_store(settings) as store:
         yield LearnedAnswers(store.database)
 
 
@@ -112,4 +110,4 @@ def _report(word: str, answers: list[LearnedAnswer], as_json: bool) -> None:
         print_json({word: answers})
         return
     for each in answers:
-        console().print(f"{word} {each.id}: {each.question}", markup=False)
+        console().print(f"{word} {each.id}: {each.question}")

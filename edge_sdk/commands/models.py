@@ -65,10 +65,10 @@ def doctor_command(settings: Settings, as_json: bool) -> int:
     else:
         out = console()
         for section in report.sections:
-            out.print(f"[bold]{section.title}[/bold]")
+            out.print(section.title, style="bold")
             for name, value in section.rows:
-                out.print(f"  {name:<22} {value}", markup=False)
-        out.print("[bold]problems[/bold]")
+                out.print(f"  {name:<22} {value}")
+        out.print("problems", style="bold")
         for problem in report.problems or ("none",):
-            out.print(f"  {problem}", markup=False)
+            out.print(f"  {problem}")
     return 1 if report.problems else 0

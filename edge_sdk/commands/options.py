@@ -107,10 +107,17 @@ def print_json(value: object) -> None:
 
 
 def console() -> Console:
-    """Where people read: standard output, coloured on a terminal only."""
+    """Where people read: standard output, coloured on a terminal only.
+
+    Text is shown as it stands, brackets and colons too, for most of it comes from documents, names and models.
+    """
     from rich.console import Console
 
-    return Console(highlight=False, soft_wrap=True)
+    class PipedConsole(Console):
+        def on_broken_pipe(self) -> None:
+            raise BrokenPipeError  # no end of the process with 1: `cli` knows what it means
+
+    return PipedConsole(highlight=False, soft_wrap=True, markup=False, emoji=False)
 
 
 @contextmanager
@@ -135,11 +142,11 @@ def progress_bar(description: str, *, unit: str = "") -> Iterator[Callable[[floa
 
     columns = [DownloadColumn(), TransferSpeedColumn()] if unit == "bytes" else [MofNCompleteColumn()]
     with Progress(
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         *columns,
         TimeRemainingColumn(),
-        TextColumn("{task.fields[detail]}"),
+        TextColumn("{task.fields[detail]}", markup=False),
         console=Console(stderr=True),
         transient=True,
     ) as progress:

@@ -89,7 +89,7 @@ def privacy_test_command(settings: Settings, count: int, seed: int, redact: bool
             head = f"{each['mode']}, {each['send']}"
             console().print(f"{head}: {each['requests']} requests, {len(each['leaks'])} of {count} leaked")
             for leak in each["leaks"]:
-                console().print(f"  [red]{leak['kind']}, {leak['encoding']}[/red]")
+                console().print(f"  {leak['kind']}, {leak['encoding']}", style="red")
     return 1 if leaked else 0
 
 

@@ -190,9 +190,9 @@ def _planned(
 def _show_planned(model: Path, found: Any) -> None:
     say = console().print
     facts = found.facts()
-    say(f"{model.name}: {found.source_bytes / 1e6:,.1f} MB", markup=False)
-    say(f"{found.path}: {found.bytes / 1e6:,.1f} MB, {found.bits_per_weight:.2f} bits per weight", markup=False)
-    say("  " + ", ".join(f"{count} {name}" for name, count in sorted(facts["types"].items())), markup=False)
+    say(f"{model.name}: {found.source_bytes / 1e6:,.1f} MB")
+    say(f"{found.path}: {found.bytes / 1e6:,.1f} MB, {found.bits_per_weight:.2f} bits per weight")
+    say("  " + ", ".join(f"{count} {name}" for name, count in sorted(facts["types"].items())))
     if found.plan.tied:
         say("  the output matrix was the embeddings once more: it is left out")
     if found.divergence is not None:
@@ -252,23 +252,20 @@ def _show(model: Path, out: Path, result: Any, importance: Any) -> None:
     say = console().print
     say(
         f"{model.name}: {result.source_bytes / 1e6:,.1f} MB, {result.source_bits_per_weight:.2f} bits per weight",
-        markup=False,
     )
     say(
         f"{out if result.path else 'dry run'}: {result.bytes / 1e6:,.1f} MB, {result.bits_per_weight:.2f} "
         f"bits per weight as {result.type}",
-        markup=False,
     )
     for name, share in result.types.items():
-        say(f"  {name:<8} {share.tensors:>5} tensors {share.bytes / 1e6:>9,.1f} MB", markup=False)
+        say(f"  {name:<8} {share.tensors:>5} tensors {share.bytes / 1e6:>9,.1f} MB")
     for each in result.fallbacks:
         say(
             f"{each.got} instead of {each.asked}: {each.tensors} tensors, {each.bytes / 1e6:,.1f} MB; their rows "
             f"do not divide into blocks of {each.asked}",
-            markup=False,
         )
     if importance:
-        say(f"importance matrix: {importance.source}, {importance.tokens:,} tokens", markup=False)
+        say(f"importance matrix: {importance.source}, {importance.tokens:,} tokens")
     if result.needs_importance:
         say(f"{len(result.needs_importance)} tensors need --imatrix or --calibration-text")
     if result.requantized:

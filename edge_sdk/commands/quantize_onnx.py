@@ -69,6 +69,6 @@ def _show(out: Path, result: dict[str, Any]) -> None:
         )
     console().print(table)
     for name, reason in result["failed"].items():
-        console().print(f"{name} failed: {reason}", markup=False)
+        console().print(f"{name} failed: {reason}")
     figures = f"{result['bytes_ratio']:.3f} of the bytes, {agreement} {result['chosen']['agreement']:.4f}"
-    console().print(f"{out}: {chosen}, {figures}", markup=False)
+    console().print(f"{out}: {chosen}, {figures}")

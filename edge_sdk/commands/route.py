@@ -15,7 +15,7 @@ from ..confidence.calibration import Calibration, Calibrations, load
 from ..confidence.risk import check_target
 from ..config import Settings
 from ..errors import CalibrationError, ConfigError
-from ..loading import open_store
+from ..loading import existing_store, require_store
 from ..prompt import Style
 from ..records import Answer, Contribution, Explanation, Neighbour, Reckoning, Timings, TokenCounts
 from .options import cancel_on_interrupt, console, options, print_json, progress_bar
@@ -75,8 +75,7 @@ def calibrate_command(
     check_target(risk, alpha, delta)  # type: ignore[arg-type]  # click has checked the name
     rows = asking.read_questions(questions)
     work.check_enough(rows)
-    if not settings.store.exists():
-        raise ConfigError(f"there is no store at {settings.store}", hint="run `edge add PATH` first")
+    require_store(settings)
     style: Style = "brief" if brief else "full"
     target = work.Target(kind=risk, alpha=alpha, delta=delta)
     with Edge.open(settings=settings, policy=Policy(when_unsure="local")) as edge:
@@ -93,6 +92,8 @@ def calibrate_command(
                 edge, rows, out=out, style=style, max_tokens=max_tokens, k=k, progress=bar, cancel=cancel
             )
         if cancel.is_set():
+            kept = f"what was answered is kept in {out}, run the same command to go on"
+            click.echo(f"edge: interrupted; {kept if out else '--out FILE would keep the answers'}", err=True)
             return 130
         made = [work.calibrate(asked, edge.setup(style, k), labeller=labels, target=target)]
         if edge.extractor is not None:
@@ -140,9 +141,7 @@ def route_report_command(settings: Settings, plot: Path | None, as_json: bool) -
 @options("store")
 def route_explain_command(settings: Settings, id: str, as_json: bool) -> None:
     """Say why the question with this ID (of `edge ask --json` and `--why`) went where it did."""
-    if not settings.store.exists():
-        raise ConfigError(f"there is no store at {settings.store}", hint="give --store")
-    with open_store(settings) as store:
+    with existing_store(settings) as store:
         kept = store.decision(id)
     if kept is None:
         raise ConfigError(f"no decision {id!r} is kept in {settings.store}", hint="ids are in `edge ask --json`")
@@ -154,7 +153,7 @@ def route_explain_command(settings: Settings, id: str, as_json: bool) -> None:
         text = _as_answer(record).explain()
     except (KeyError, TypeError, ValueError) as error:
         raise ConfigError(f"the decision {id!r} was kept in another form", hint="use --json") from error
-    console().print(text, markup=False)
+    console().print(text)
 
 
 def _as_answer(record: dict[str, Any]) -> Answer:
@@ -225,10 +224,8 @@ def _show(calibration: Calibration, path: Path) -> None:
     def text(value: float | None) -> str:
         return "not to be told" if value is None else f"{value:.3f}"
 
-    out.print(f"{path}", markup=False)
-    out.print(
-        f"  {calibration.n} questions of {calibration.created}; right means: {calibration.labels}", markup=False
-    )
+    out.print(f"{path}")
+    out.print(f"  {calibration.n} questions of {calibration.created}; right means: {calibration.labels}")
     out.print(f"  on {summary['held_out']} of them that it was not fitted on: {text(summary['right'])} right")
     out.print(f"  AUROC {text(summary['auroc'])}, Brier score {text(summary['brier'])}")
     out.print(
@@ -237,6 +234,6 @@ def _show(calibration: Calibration, path: Path) -> None:
     for share, risk in ((point["coverage"], point["risk"]) for point in summary["risk_coverage"][::-4][::-1]):
         out.print(f"  serving {share:4.0%}: {risk:4.0%} of it wrong  {'#' * round(40 * risk)}")
     if calibration.certificate is not None:
-        out.print(f"  {calibration.certificate.sentence()}", markup=False)
+        out.print(f"  {calibration.certificate.sentence()}")
     strongest = sorted(calibration.models["after"].terms.items(), key=lambda pair: -abs(pair[1].weight))[:6]
     out.print("  strongest signals: " + ", ".join(f"{name} {term.weight:+.2f}" for name, term in strongest))

@@ -90,7 +90,7 @@ def serve_command(
         else:
             far = "" if is_local(host) else "; over HTTP others in the network can read along: put TLS before it"
             page = url.removesuffix("v1")
-            console().print(f"a chat on {page}, the model `edge` on {url}; Ctrl-C ends it{far}", markup=False)
+            console().print(f"a chat on {page}, the model `edge` on {url}; Ctrl-C ends it{far}")
         logging.getLogger("asyncio").setLevel(logging.ERROR)  # it warns of every client that has gone
         signal.signal(signal.SIGTERM, _interrupted)
         with suppress(KeyboardInterrupt):

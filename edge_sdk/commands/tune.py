@@ -68,7 +68,7 @@ def tune_command(
         raise ConfigError(f"{model.name} is no GGUF language model", hint="see `edge models`")
     if forget:
         profile_path(settings.home, model.path.stem, model.path.stat().st_size).unlink(missing_ok=True)
-        console().print(f"{model.name} is loaded from its own file again", markup=False)
+        console().print(f"{model.name} is loaded from its own file again")
         return 0
     tune, workbench = (import_module(f"quantize.gguf_models.{name}") for name in ("tune", "workbench"))
     read = import_module("quantize.gguf_models.importance").read_texts(texts, []) if texts else None
@@ -104,7 +104,7 @@ def tune_command(
                 tried = tuner.settings(tuner.path(chosen.name))
                 setting = tune.choose_setting(tried)
         except KeyboardInterrupt:
-            console().print(f"stopped; what was measured is kept in {folder}", markup=False)
+            console().print(f"stopped; what was measured is kept in {folder}")
             return 130
         figures = {"divergence": chosen.divergence, "prefill_ratio": chosen.prefill_ratio}
         profile = tune.make_profile(bench.source, tuner.path(chosen.name), setting, figures)
@@ -124,9 +124,7 @@ def tune_command(
     if not as_json:
         _show(found, best, chosen.name)
         _show_settings(tried, setting)
-        console().print(
-            f"{model.name} is loaded as {chosen.name!r} from now on; `--forget` undoes it", markup=False
-        )
+        console().print(f"{model.name} is loaded as {chosen.name!r} from now on; `--forget` undoes it")
     print_json(stamped("tune", result))
     return 0
 

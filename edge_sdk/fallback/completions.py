@@ -17,6 +17,7 @@ from ..records import Message
 from .sse import EventParser
 
 SHOWN = 200  # characters of a server's own words in an error message
+_CONTROLS = dict.fromkeys({*range(0x20), *range(0x7F, 0xA0)} - {ord("\n"), ord("\t")})
 
 
 def request_body(
@@ -149,8 +150,10 @@ class ReplyReader:
         text = message.get("content") if isinstance(message, dict) else message
         if text is not None and not isinstance(text, str):
             raise RemoteProtocolError(f"the remote sent a {type(text).__name__} as text")
-        if text:  # JSON can spell half a character, which no file, terminal or database takes
-            yield text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+        # JSON can spell half a character, which no file, terminal or database takes, and what a terminal obeys.
+        plain = (text or "").encode("utf-16", "surrogatepass").decode("utf-16", "replace").translate(_CONTROLS)
+        if plain:
+            yield plain
 
     def _note(self, content: dict[str, Any]) -> None:
         model, usage = content.get("model"), content.get("usage")
