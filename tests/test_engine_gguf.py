@@ -419,6 +419,31 @@ def test_an_answer_keeps_to_its_schema(engine: GgufEngine, temperature: float) -
         assert 1 <= len(answer["list"]) <= 2
 
 
+@pytest.mark.parametrize(
+    ("schema", "answers"),
+    [
+        ({"type": "object", "properties": {}, "required": [], "additionalProperties": False}, r"\{ ?\} ?"),
+        ({"properties": {"": {"enum": [1, "a"], "type": "integer"}}, "required": [""]}, r'\{ ?"" ?: ?1\} ?'),
+        (
+            {
+                "$ref": "#/$defs/A",
+                "$defs": {"A": {"items": {"$ref": "#/$defs/B"}, "maxItems": 1}, "B": {"const": 5}},
+            },
+            r"\[ ?(5)? ?\] ?",
+        ),
+        ({"type": ["string", "null"], "enum": [5, "abc"]}, '"abc"'),
+        ({"items": {}, "maxItems": 0}, r"\[ ?\] ?"),
+        ({"type": "string", "pattern": r"^x\.\+{2}$"}, r'"x\.\+\+" ?'),
+    ],
+)
+def test_an_answer_keeps_to_schemas_as_programs_write_them(
+    engine: GgufEngine, schema: dict[str, object], answers: str
+) -> None:
+    for seed in range(3):
+        options = GenerateOptions(max_tokens=60, temperature=1.0, seed=seed, json_schema=json.dumps(schema))
+        assert re.fullmatch(answers, text(engine.generate(PROMPT, options)))
+
+
 def test_a_token_that_the_grammar_forces_has_its_true_figures(
     engine: GgufEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -436,6 +461,7 @@ def test_a_token_that_the_grammar_forces_has_its_true_figures(
         {"grammar": 'root ::= "a"{3,1}'},  # would never end
         {"json_schema": "{"},
         {"json_schema": '{"type": "nonsense"}'},
+        {"json_schema": {"type": "integer"}},
         {"json_schema": '{"type": "integer", "minimum": 1}'},
         {"json_schema": '{"$ref": "#/$defs/none"}'},
         {"json_schema": '{"type": "string", "pattern": "^(a$"}'},
@@ -443,7 +469,7 @@ def test_a_token_that_the_grammar_forces_has_its_true_figures(
     ],
 )
 def test_bad_schemas_and_grammars_are_refused_at_once(
-    engine: GgufEngine, options: dict[str, str], capfd: pytest.CaptureFixture[str]
+    engine: GgufEngine, options: dict[str, object], capfd: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(GrammarError):
         engine.generate(PROMPT, GenerateOptions(**options))  # type: ignore[arg-type]

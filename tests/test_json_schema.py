@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from edge_sdk.engines.gbnf import check_grammar
 from edge_sdk.engines.json_schema import checked_schema
 from edge_sdk.errors import GrammarError
 
@@ -74,6 +74,30 @@ def test_a_schema_is_returned_as_the_converter_can_enforce_it() -> None:
         ('{"type": {"type": null, "items": null, "properties": null}}', "'type' .* is {"),
         (json.dumps({"description": "x" * 70_000}), "more than 65536"),
         ('{"items": ' * 40 + "{}" + "}" * 40, "more than 32 deep"),
+        ('{"const": ' + "[" * 300 + "]" * 300 + "}", "more than 200 deep"),
+        ('{"const": NaN}', "is not JSON: NaN"),
+        ('{"enum": [1e999]}', "is not JSON: 1e999"),
+        ('{"type": "object", "required": null}', "'required' .* is null"),
+        ('{"properties": {"5": {}}, "required": [5]}', "requires '5' at #"),
+        ('{"additionalProperties": 1}', "'additionalProperties' .* is 1"),
+        ('{"properties": {"a": {}}, "additionalProperties": {"type": "null"}}', "into a property of their own"),
+        ('{"properties": {"*": {}}}', r"a property '\*' at #"),
+        ('{"type": "string", "enum": [1, true]}', "no value of 'enum' .* of type string"),
+        ('{"type": "integer", "const": "5"}', "no value of 'const' .* of type integer"),
+        ('{"type": ["string", "null"], "enum": [5, {}]}', "of type string or null"),
+        ('{"const": 1, "enum": [true]}', "not in its 'enum'"),
+        ('{"enum": ["abcdef"], "maxLength": 2}', "'enum' beside other demands .* remove 'maxLength'"),
+        ('{"const": "a", "anyOf": [{}]}', "beside other demands"),
+        ('{"type": "string", "pattern": "^a$", "maxLength": 2}', "'pattern' beside 'maxLength'"),
+        ('{"type": "string", "pattern": "^a+?$"}', "'pattern' .* cannot be enforced"),
+        ('{"type": "string", "format": 5}', "'format' .* is 5"),
+        ('{"items": {"type": "null"}, "prefixItems": [{}]}', "'prefixItems' .* there will be 1 items"),
+        ('{"prefixItems": [{}], "minItems": 2}', "'prefixItems'"),
+        ('{"type": []}', r"'type' .* is \[\]"),
+        ('{"allOf": [{"type": "string"}, {"type": "null"}]}', "'allOf' .* at # cannot be made one"),
+        ('{"allOf": [{"properties": {"a": {}}}, {"properties": {"a": {}}}]}', "properties of their own"),
+        ('{"$ref": "#/$defs/a", "$defs": {"a": {"allOf": [{"$ref": "#/$defs/a"}, {}]}}}', "has no end"),
+        (json.dumps({"properties": {str(number): {} for number in range(401)}}), "401 optional properties"),
     ],
 )
 def test_schemas_that_cannot_be_honoured_are_refused(schema: str, match: str) -> None:
@@ -81,19 +105,128 @@ def test_schemas_that_cannot_be_honoured_are_refused(schema: str, match: str) ->
         checked_schema(schema)
 
 
-KEYWORDS = st.sampled_from("type items properties anyOf enum required $ref maxItems pattern".split())
+KEYWORDS = st.sampled_from(
+    "type items properties anyOf allOf enum const required $ref $defs maxItems minLength pattern format prefixItems"
+    " additionalProperties title *".split()
+)
+VALUES = st.sampled_from([*"object array string integer null ^a$ a #/$defs/type date".split(), ""])
 
 
 @given(
     st.recursive(
-        st.none() | st.booleans() | st.integers() | st.text(max_size=5),
+        st.none() | st.booleans() | st.integers(-1, 500) | st.floats() | VALUES | st.text(max_size=5),
         lambda part: st.lists(part, max_size=3) | st.dictionaries(KEYWORDS, part, max_size=3),
         max_leaves=8,
     )
 )
 def test_any_json_passes_or_is_a_grammar_error(schema: object) -> None:
-    with contextlib.suppress(GrammarError):
+    """And the converter takes what passes."""
+    try:
         assert isinstance(checked_schema(json.dumps(schema)), dict)
+    except GrammarError:
+        return
+    pytest.importorskip("llama_cpp")
+    from edge_sdk.engines.llama_sampler import json_schema_to_gbnf
+
+    json_schema_to_gbnf(json.dumps(schema))
+
+
+ANYTHING = {"anyOf": [{"type": kind} for kind in ("array", "boolean", "null", "number", "object", "string")]}
+
+
+@pytest.mark.parametrize(
+    ("schema", "wanted"),
+    [
+        ({"type": "object", "properties": {}, "required": [], "additionalProperties": False, "$defs": {}}, None),
+        ({"title": "A"}, {"title": "A"} | ANYTHING),
+        ({"type": "array", "items": {}}, {"type": "array", "items": ANYTHING}),
+        ({"minItems": 1}, {"type": "array", "items": ANYTHING, "minItems": 1}),
+        ({"required": []}, {"type": "object", "required": []}),
+        ({"additionalProperties": True}, {"type": "object"}),
+        (
+            {"properties": {"a": {"const": 1}}, "additionalProperties": {}},
+            {"type": "object", "properties": {"a": {"const": 1}}, "additionalProperties": False},
+        ),
+        (
+            {"oneOf": [{"const": 1}, {"const": 2}], "discriminator": {"propertyName": "kind"}},
+            {"oneOf": [{"const": 1}, {"const": 2}], "discriminator": {"propertyName": "kind"}},
+        ),
+        ({"type": "string", "enum": [1, "a"]}, {"enum": ["a"]}),
+        ({"type": ["integer", "null"], "enum": [1.0, 1.5, True, None]}, {"enum": [1.0, None]}),
+        ({"type": "string", "enum": ["a"], "const": "a"}, {"const": "a"}),
+        (
+            {"type": "string", "minLength": 1, "format": "date", "items": {}},
+            {"type": "string", "minLength": 1},
+        ),
+        ({"allOf": [{"type": "null"}], "default": None}, {"anyOf": [{"type": "null"}], "default": None}),
+    ],
+)
+def test_a_schema_is_put_so_that_the_converter_loses_nothing(
+    schema: dict[str, object], wanted: dict[str, object] | None
+) -> None:
+    expected = wanted or {key: value for key, value in schema.items() if key != "$defs"}
+    assert checked_schema(json.dumps(schema)) == expected
+
+
+def test_parts_that_all_hold_are_one_object() -> None:
+    schema = {
+        "allOf": [{"$ref": "#/$defs/a"}, {"properties": {"y": {"$ref": "#/$defs/b"}}, "required": ["y"]}],
+        "$defs": {"a": {"allOf": [{"properties": {"x": {"const": 1}}}]}, "b": {"const": 2}, "unused": {}},
+    }
+    assert checked_schema(json.dumps(schema)) == {
+        "type": "object",
+        "properties": {"x": {"const": 1}, "y": {"$ref": "#/$defs/definition0"}},
+        "required": ["y"],
+        "$defs": {"definition0": {"const": 2}},
+    }
+
+
+def test_a_schema_that_is_no_text_is_refused() -> None:
+    with pytest.raises(GrammarError, match="is a dict and no text; give the schema as text"):
+        checked_schema({"type": "object"})  # type: ignore[arg-type]
+
+
+def grammar(schema: object) -> dict[str, str]:
+    """Its rules by their names; llama.cpp would take it."""
+    pytest.importorskip("llama_cpp")
+    from edge_sdk.engines.llama_sampler import json_schema_to_gbnf
+
+    text = json_schema_to_gbnf(json.dumps(schema))
+    check_grammar(text)
+    return dict(line.split(" ::= ", 1) for line in text.splitlines())
+
+
+def test_a_reference_at_the_top_may_refer_on_and_to_itself() -> None:
+    node = {"type": "object", "properties": {"next": {"anyOf": [{"$ref": "#/$defs/N"}, {"type": "null"}]}}}
+    rules = grammar({"$ref": "#/$defs/N", "$defs": {"N": node}})
+    assert rules["answer"] == "definition0"
+    assert rules["definition0-next"] == "definition0-next-0 | null"
+    assert rules["definition0-next-0"] == "definition0"
+    chain = {f"D{at}": {"items": {"$ref": f"#/$defs/D{at + 1}"}} for at in range(900)}
+    assert grammar({"$ref": "#/$defs/D0", "$defs": {**chain, "D900": {"type": "null"}}})["definition900"] == "null"
+
+
+def test_no_name_of_a_property_is_taken_for_a_rule() -> None:
+    names = ["", "root", "answer", "definition0", "$ref", "space", "string", "a-b"]
+    properties: dict[str, object] = {name: {"const": name} for name in names}
+    properties["definition"] = {"anyOf": [{"const": "no"}, {"const": "no definition"}]}
+    properties["x"] = {"$ref": "#/$defs/x"}
+    schema = {"properties": properties, "required": list(properties), "$defs": {"x": {"const": {"$ref": "y"}}}}
+    rules = grammar(schema)
+    assert rules["root"] == "answer"
+    assert rules["definition0"] == r'"{\"$ref\": \"y\"}"'
+    for name in names:
+        assert f'"\\"{name}\\""' in rules.values()
+
+
+def test_escaped_characters_are_repeated_alone() -> None:
+    rules = grammar({"type": "string", "pattern": r"^a\.\/\^b\+*$"})
+    assert rules["answer"] == r'"\"" ("a" [.] [/] [\x5E] "b" [+]*) "\"" space'
+
+
+def test_a_text_of_a_certain_length_has_no_halves_of_characters() -> None:
+    rules = grammar({"type": "string", "minLength": 2})
+    assert "[dD] [0-7] [0-9a-fA-F] [0-9a-fA-F]" in rules["char"]
 
 
 def test_each_type_of_a_list_keeps_what_is_about_its_values() -> None:
@@ -116,7 +249,7 @@ def test_each_type_of_a_list_keeps_what_is_about_its_values() -> None:
 
 def test_references_name_definitions() -> None:
     schema = {"type": "object", "properties": {"$ref": {"$ref": "#/definitions/a_b"}}, "definitions": {"a_b": {}}}
-    assert checked_schema(json.dumps(schema))["properties"]["$ref"] == {"$ref": "#/definitions/definition-0"}
+    assert checked_schema(json.dumps(schema))["properties"]["$ref"] == {"$ref": "#/$defs/definition0"}
     for wrong in ("#/properties/a", "#/$defs/missing", "#/$defs"):
         with pytest.raises(GrammarError, match="names no definition"):
             checked_schema(json.dumps({"$ref": wrong, "$defs": {"a": {"type": "null"}}}))

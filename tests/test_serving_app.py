@@ -174,6 +174,7 @@ def test_vectors_are_those_of_the_encoder(make: Make) -> None:
         (CHAT, {"messages": said("x " * 6000), "model": "fake"}, 400, "do not fit a context of 4096"),
         (CHAT, {"messages": said("x"), "tools": [{}]}, 400, "tools is not supported"),
         ("/v1/completions", {"prompt": "x"}, 404, "POST /v1/completions is not served"),
+        (f"{CHAT}/", {"messages": said("x")}, 404, f"POST {CHAT}/ is not served"),
         ("/v1/models", {}, 405, "POST /v1/models is not served"),
     ],
 )

@@ -29,6 +29,10 @@ def chat(**values: Any) -> ChatRequest:
     return read_chat({"messages": HELLO, **values}, OWN)
 
 
+def parts(*content: object) -> list[dict[str, object]]:
+    return [{"role": "user", "content": list(content)}]
+
+
 def test_the_least_request_is_a_question_to_the_documents_in_the_models_own_manner() -> None:
     found = chat()
     assert found == ChatRequest("edge", (Message("user", "Hello?"),), OWN, None, FromDocuments())
@@ -95,7 +99,14 @@ def test_an_answer_that_ended_before_its_first_word_may_come_back() -> None:
         ({"messages": [{}]}, r"messages\[0\].content"),
         ({"messages": ["hi"]}, r"messages\[0\] is 'hi'"),
         ({"messages": [{"role": "tool", "content": "x"}]}, r"messages\[0\].role is 'tool'"),
-        ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "content"),
+        (
+            {"messages": parts({"type": "text", "text": "a"}, {"type": "image_url"})},
+            r"messages\[0\].content\[1\] is 'image_url', only text parts are taken",
+        ),
+        ({"messages": parts({"type": "text", "text": 5})}, r"messages\[0\].content\[0\].text is '5', not text"),
+        ({"messages": parts({"type": "text", "text": ["a", {"b": 1}]})}, r"content\[0\].text is"),
+        ({"messages": parts({"type": "text"})}, r"content\[0\].text is 'None', not text"),
+        ({"messages": parts("a")}, r"content\[0\] is 'a', only text parts"),
         ({"messages": HELLO * (MOST_MESSAGES + 1)}, "1001 messages"),
         ({"model": 5}, "model is '5'"),
         ({"model": "m", "temperature": 3}, "temperature is '3', not a number from 0 to 2"),
@@ -112,6 +123,14 @@ def test_an_answer_that_ended_before_its_first_word_may_come_back() -> None:
         ({"model": "m", "response_format": {"type": "xml"}}, "response_format"),
         ({"model": "m", "response_format": {"type": "json_schema"}}, "response_format"),
         ({"response_format": {"type": "json_object"}}, "response_format does not go with the model 'edge'"),
+        ({"response_format": "json"}, "response_format is 'json', not an object"),
+        ({"model": "m", "response_format": "json"}, "response_format is 'json', not an object"),
+        ({"temperature": "hot"}, "temperature is 'hot', not a number"),
+        ({"temperature": 99}, "temperature is '99'"),
+        ({"seed": "x"}, "seed is 'x'"),
+        ({"top_p": 5}, "top_p is '5'"),
+        ({"top_k": "a"}, "top_k is 'a'"),
+        ({"max_completion_tokens": 5, "max_tokens": "x"}, "max_tokens is 'x'"),
         ({"stop": "x"}, "stop does not go with"),
         ({"logprobs": True}, "logprobs does not go with"),
         ({"edge": {"K": 3}}, "edge has no 'K'"),

@@ -26,8 +26,12 @@ if TYPE_CHECKING:
 
 _CANDIDATE = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])  # llama_token_data
 # The converter lets a string hold control characters, and then it is no JSON. Naming what is allowed also keeps out
-# byte sequences beyond the last character of Unicode.
-_CHARACTER = (r'char ::= [^"\\]', r"char ::= [ !#-\[\]-~\u0080-\uD7FF\uE000-\U0010FFFF]")
+# byte sequences beyond the last character of Unicode, and halves of characters, of which two would count as one.
+_HEX = " [0-9a-fA-F]"
+_CHARACTERS = (
+    (r'char ::= [^"\\]', r"char ::= [ !#-\[\]-~\u0080-\uD7FF\uE000-\U0010FFFF]"),
+    (f'"u"{_HEX * 4})', f'"u" ([0-9a-ce-fA-CE-F]{_HEX * 3} | [dD] [0-7]{_HEX * 2}))'),
+)
 _COLDEST = 1e-4  # below it the logits divided by the temperature overflow
 _PENALTY_WINDOW = 64  # the last tokens that `repeat_penalty` looks at, as in llama.cpp
 
@@ -115,11 +119,21 @@ def json_schema_to_gbnf(schema: str) -> str:
     content, make = checked_schema(schema), cast(Any, SchemaConverter)
     converter = make(prop_order={}, allow_fetch=False, dotall=False, raw_pattern=False)
     converter._format_literal = _literal
+    definitions = content.get("$defs", {})
+    # Each is made a rule of that name here: the converter would look for references in values and in names, and go
+    # as deep as one definition refers to the next.
+    converter._refs_being_resolved = {f"#/$defs/{name}" for name in definitions}
     try:
-        converter.visit(converter.resolve_refs(content, "schema"), "")
-        return str(converter.format_grammar()).replace(*_CHARACTER)
+        for name, part in (*definitions.items(), ("answer", content)):
+            if (made := converter.visit(part, name)) != name:
+                converter._rules[name] = made
+        converter._rules["root"] = "answer"  # a property without a name would else be called so
+        text = str(converter.format_grammar())
     except Exception as error:  # it asserts, and looks up what is not there
         raise GrammarError(f"the JSON schema cannot be made a grammar: {error or type(error).__name__}") from error
+    for converted, ours in _CHARACTERS:
+        text = text.replace(converted, ours)
+    return text
 
 
 def _literal(text: str) -> str:

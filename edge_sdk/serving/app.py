@@ -96,7 +96,9 @@ def make_app(answering: Answering, guard: Guard, *, parallel: int, waiting: int 
         Route("/v1/chat/completions", chat, methods=["POST"]),
     ]
     handlers: dict[Any, Any] = {404: _no_route, 405: _no_route, EdgeError: _error, Exception: _error}
-    return _Guarded(Starlette(routes=routes, exception_handlers=handlers, lifespan=closing), guard)
+    app = Starlette(routes=routes, exception_handlers=handlers, lifespan=closing)
+    app.router.redirect_slashes = False  # a redirection has no error that a program could read
+    return _Guarded(app, guard)
 
 
 def _page(file: str, kind: str) -> Callable[[Request], Awaitable[Response]]:

@@ -98,16 +98,16 @@ def read_chat(value: Mapping[str, Any], sampling: GenerateOptions) -> ChatReques
     for name, harmless in _UNSUPPORTED.items():
         if value.get(name) is not None and value[name] not in harmless:
             raise RequestError(f"{name} is not supported", hint="leave it out")
-    documents = model == DOCUMENTS
-    if documents:
+    options = _sampled(value, sampling)
+    if documents := model == DOCUMENTS:
         _only_text(value)
-    given = _get(value, "max_completion_tokens", _whole(1, MOST_TOKENS), None)
+    most = _get(value, "max_tokens", _whole(1, MOST_TOKENS), None)
     streamed = _get(value, "stream_options", _object, {})
     return ChatRequest(
         model,
         _messages(value.get("messages")),
-        sampling if documents else _sampled(value, sampling),
-        given if given is not None else _get(value, "max_tokens", _whole(1, MOST_TOKENS), None),
+        sampling if documents else options,
+        _get(value, "max_completion_tokens", _whole(1, MOST_TOKENS), most),
         _from_documents(_get(value, DOCUMENTS, _object, {})),
         stream=_get(value, "stream", _flag, False),
         usage=_get(streamed, "include_usage", _flag, False),
@@ -144,7 +144,7 @@ def _from_documents(value: Mapping[str, Any]) -> FromDocuments:
 def _only_text(value: Mapping[str, Any]) -> None:
     """What an answer from documents cannot obey: it is written as it was calibrated."""
     form = value.get("response_format")
-    other = isinstance(form, dict) and form.get("type") != "text"
+    other = form is not None and form.get("type", "text") != "text"
     for name, asked in (
         ("response_format", other),
         ("stop", value.get("stop")),
@@ -204,10 +204,7 @@ def _message(value: object, where: str) -> Message:
         _refuse(where, value, "an object with role and content")
     role, content = value.get("role"), value.get("content")
     if isinstance(content, list):
-        parts = [
-            part.get("text") if isinstance(part, dict) and part.get("type") == "text" else None for part in content
-        ]
-        content = None if None in parts else "\n".join(map(str, parts))
+        content = "\n".join(_part(part, f"{where}.content[{at}]") for at, part in enumerate(content))
     if content is None and role == "assistant":
         content = ""  # as some send turns again that ended before their first word
     if not isinstance(content, str):
@@ -219,6 +216,14 @@ def _message(value: object, where: str) -> Message:
             return Message("system", content)
         case _:
             return _refuse(f"{where}.role", role, "system, user or assistant")
+
+
+def _part(value: object, where: str) -> str:
+    kind = value.get("type") if isinstance(value, dict) else value
+    if not isinstance(value, dict) or kind != "text":
+        raise RequestError(f"{where} is {str(kind)[:80]!r}, only text parts are taken")
+    text = value.get("text")
+    return text if isinstance(text, str) else _refuse(f"{where}.text", text, "text")
 
 
 # --- values -----------------------------------------------------------------------------------------
