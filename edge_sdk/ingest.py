@@ -141,6 +141,8 @@ def _folder(root: str) -> Iterator[_Task]:
                 known = Path(file).suffix.lower() in SUFFIXES
                 found += known
                 path = os.path.realpath(Path(folder, file))
+                if not os.path.exists(path):  # noqa: PTH110 - Path raises where a link leads to itself
+                    path = str(Path(folder, file))  # the error names the link, for its target nobody may know
                 yield _Task(path, path=Path(path), left_out=not known)
     for error in unreadable:
         yield _Task(str(error.filename), error=f"{error.filename}: it cannot be read ({error.strerror})")

@@ -53,7 +53,7 @@ def read_jsonl(path: Path) -> Iterator[dict[str, object]]:
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path} is not UTF-8: {error.reason} at byte {error.start}") from error
     except OSError as error:
-        raise ConfigError(f"{path} cannot be read: {error.strerror}", hint="give the folder with --data") from error
+        raise ConfigError(f"{path} cannot be read: {error.strerror}", hint="check the path") from error
 
 
 def documents_file(data: Path) -> Path:

@@ -18,7 +18,7 @@ from edge_sdk.bundle.manifest import MANIFEST, SIGNATURE
 from edge_sdk.bundle.signature import sign
 from edge_sdk.device import free_disk
 from edge_sdk.errors import BundleError
-from edge_sdk.hub.partial import disk_full, sync_folder
+from edge_sdk.hub.partial import OUT, disk_full, sync_folder
 
 
 def sign_bundle(path: Path, private_key: Path, *, progress: Progress | None = None) -> Verification:
@@ -49,7 +49,8 @@ def publish(
     free = free_disk(out.parent)
     if free < 2 * size + BLOCK:  # the archive, and its files while they are checked
         raise disk_full(
-            f"{out.name} needs {2 * size / 1e6:,.0f} MB while it is made, {free / 1e6:,.0f} MB are free"
+            f"{out.name} needs {2 * size / 1e6:,.0f} MB while it is made, {free / 1e6:,.0f} MB are free",
+            instead=OUT,
         )
     with _temporary(out) as (file, part):
         write_archive(file, content)

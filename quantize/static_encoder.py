@@ -22,7 +22,7 @@ from edge_sdk.encoders.embed import Encoder
 from edge_sdk.encoders.encoders import open_encoder
 from edge_sdk.encoders.static_encoder import DESCRIPTION_FILE, FORMAT, LARGEST_SCALE, STATIC_FILE, WordTokens
 from edge_sdk.errors import ConfigError, DocumentError, EngineError
-from edge_sdk.hub.partial import storage_errors
+from edge_sdk.hub.partial import OUT, storage_errors
 from edge_sdk.model_files.tokenizer import Tokenizer
 from edge_sdk.storage.vectors import quantize_rows
 
@@ -204,7 +204,7 @@ def _write(out: Path, table: Floats, tokenizer: Path, description: dict[str, obj
     """All files in a folder beside `out`, which then gets its name."""
     codes, scales = quantize_rows(table)
     assert scales.max() <= LARGEST_SCALE
-    with storage_errors(out):
+    with storage_errors(out, instead=OUT):
         out.parent.mkdir(parents=True, exist_ok=True)
         part = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
         try:

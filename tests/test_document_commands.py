@@ -118,3 +118,9 @@ def test_files_of_a_folder_that_are_left_out_are_told(docs: Path, capsys: pytest
         assert len(told["documents"]) == 2
     assert main(["add", str(docs / "a.md")]) == 0
     assert "left out" not in capsys.readouterr().out
+
+
+def test_the_help_of_search_says_that_scores_are_fused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["search", "--help"]) == 0
+    out = capsys.readouterr().out
+    assert "scores fused" in out and "rank" not in out

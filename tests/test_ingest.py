@@ -405,3 +405,14 @@ def test_an_unreadable_folder_is_reported(
     reports = {report.name: report for report in add(store, encoder, [folder])}
     assert reports[locked].error == f"{locked}: it cannot be read (Permission denied)"
     assert reports[str(folder / "a.txt")].status == "added"
+
+
+def test_a_link_that_leads_nowhere_is_reported_under_its_own_name(
+    store: Store, encoder: CountingEncoder, tmp_path: Path
+) -> None:
+    (tmp_path / "docs").mkdir()
+    link = tmp_path / "docs" / "dangling.txt"
+    link.symlink_to(tmp_path / "gone" / "target.txt")
+    (report,) = add(store, encoder, [tmp_path / "docs"])
+    assert (report.name, report.status) == (str(link), "failed")
+    assert str(link) in report.error

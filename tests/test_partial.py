@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edge_sdk.errors import DiskFullError, DownloadError, ModelDamagedError, ModelError
-from edge_sdk.hub.partial import PartialFile, hash_file, storage_errors
+from edge_sdk.hub.partial import OUT, PartialFile, hash_file, storage_errors
 
 DATA = b"0123456789"
 DIGEST = hashlib.sha256(DATA).hexdigest()
@@ -111,3 +111,7 @@ def test_storage_errors_become_one_line_with_a_next_step(number: int, kind: type
     assert "/somewhere" in str(caught.value)
     assert "because" in str(caught.value)
     assert "EDGE_HOME" in str(caught.value)
+    with pytest.raises(kind) as caught, storage_errors(Path("/somewhere"), instead=OUT):
+        raise OSError(number, "because")
+    assert "EDGE_HOME" not in str(caught.value)
+    assert "write to a folder" in str(caught.value)

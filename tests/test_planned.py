@@ -13,6 +13,7 @@ from edge_sdk.cli import main
 from edge_sdk.errors import ConfigError
 from edge_sdk.model_files.gguf_header import read_header
 from edge_sdk.prompt import Reading
+from quantize.gguf_models import planned
 from quantize.gguf_models.allocation import Plan
 from quantize.gguf_models.planned import quantize_by_plan, quantize_to_bound
 from quantize.gguf_models.workbench import Workbench, language_reference
@@ -60,6 +61,19 @@ def test_a_bound_that_cannot_be_met_is_said_with_what_can(model: Path, tmp_path:
     assert [path.name for path in tmp_path.iterdir()] == ["tiny.gguf"]
     with pytest.raises(ConfigError, match="too few to measure with"):
         quantize_to_bound(model, tmp_path / "a.gguf", ["short"], name="x", budget=1_000_000, threads=1)
+
+
+def test_a_budget_that_cannot_be_met_is_refused_before_anything_is_measured(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(planned, "Workbench", lambda *_, **__: pytest.fail("measured"))
+    with pytest.raises(ConfigError, match=r"cannot be made as small as 0\.0 MB") as error:
+        quantize_to_bound(model, tmp_path / "new" / "a.gguf", [TEXT], name="x", budget=1_000)
+    assert error.value.hint.startswith("give --budget-mb 0.")
+    assert [path.name for path in tmp_path.iterdir()] == ["tiny.gguf"]
+    for budget in ("-5", "0"):
+        assert main(["quantize", str(model), str(tmp_path / "a.gguf"), "--budget-mb", budget]) == 2
+        assert "--budget-mb" in capsys.readouterr().err
 
 
 def test_a_plan_gives_the_same_bytes_again(model: Path, tmp_path: Path) -> None:

@@ -366,7 +366,7 @@ def test_a_full_disk_is_said_before_the_work_with_both_numbers(
     wide: Path, out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(gguf_format.shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
-    with pytest.raises(DiskFullError, match=r"has 0 MB free, small\.gguf takes \d"):
+    with pytest.raises(DiskFullError, match=r"has 0 MB free, small\.gguf takes \d.* write to a folder"):
         quantize_file(wide, out, "Q8_0", threads=1)
     assert left_in(out.parent) == []
 
@@ -389,7 +389,7 @@ def test_a_write_that_fails_in_the_middle_leaves_nothing(wide: Path, out: Path) 
 
 def test_a_write_that_fails_on_a_full_disk_says_so(wide: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(quantizer, "free_disk", lambda path: 0)
-    with files_of_at_most(100_000), pytest.raises(DiskFullError, match="the disk is full after"):
+    with files_of_at_most(100_000), pytest.raises(DiskFullError, match=r"disk is full after .* write to a folder"):
         quantize_file(wide, out, "Q8_0", threads=1)
 
 

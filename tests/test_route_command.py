@@ -256,6 +256,7 @@ def test_too_few_questions_are_one_line(tmp_path: Path, capsys: pytest.CaptureFi
     assert main(["calibrate", str(tmp_path / "few.jsonl")]) == 1
     assert "1 questions are too few" in capsys.readouterr().err
     assert main(["calibrate", str(tmp_path / "none.jsonl")]) == 1
+    assert capsys.readouterr().err.endswith("cannot be read: No such file or directory; check the path\n")
 
 
 def test_the_newest_calibration_is_drawn(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -91,7 +91,7 @@ def require_trusted(signed: Signed) -> None:
     if signed.state != "trusted":
         raise SignatureError(
             f"a signature by a trusted key is required, and the bundle is {signed}",
-            hint=f"put the maker's public key into $EDGE_HOME/{TRUSTED_KEYS}, or name it with --key",
+            hint=f"put the maker's public key into $EDGE_HOME/{TRUSTED_KEYS}",
         )
 
 

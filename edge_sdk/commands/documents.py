@@ -191,7 +191,7 @@ def _forget_prompts(settings: Settings) -> None:
 @click.option("-k", default=5, show_default=True, type=click.IntRange(1, 100), help="How many passages.")
 @options("store", "bundle", "require_signature", "encoder")
 def search_command(settings: Settings, query: str, k: int, as_json: bool) -> None:
-    """Find the passages that fit QUERY best: by words (BM25) and by meaning (vectors), fused by rank."""
+    """Find the passages that fit QUERY best: by words (BM25) and by meaning (vectors), scores fused."""
     require_store(settings)
     with Edge.open(settings=settings) as edge:
         edge.search(query, 1)  # loads the encoder and the index, so that what is shown is the search itself

@@ -22,7 +22,9 @@ _DRY_RUN_TOKENS = 64  # enough to learn which tensors the matrix will name
 @click.argument("out", required=False, type=click.Path(path_type=Path))
 @click.option("--type", "type_name", metavar="TYPE", help="As llama.cpp calls it, such as Q4_K_M or IQ4_NL.")
 @click.option(
-    "--budget-mb", type=float, help="Instead of a type: the most megabytes; each tensor gets what it needs."
+    "--budget-mb",
+    type=click.FloatRange(min=0, min_open=True),
+    help="Instead of a type: the most megabytes; each tensor gets what it needs.",
 )
 @click.option("--max-kld", type=float, help="Instead of a type: the most KL divergence; the smallest such file.")
 @click.option(

@@ -138,20 +138,25 @@ def sync_folder(folder: Path) -> None:
             os.close(descriptor)
 
 
+_HOME = "set EDGE_HOME to"
+OUT = "write to"
+"""How a hint goes on, before the better folder, where the user has named the one that is written to."""
+
+
 @contextmanager
-def storage_errors(folder: Path) -> Iterator[None]:
+def storage_errors(folder: Path, *, instead: str = _HOME) -> Iterator[None]:
     """Turn an `OSError` of writing below `folder` into `DiskFullError` or `ModelError`."""
     try:
         yield
     except OSError as error:
         if error.errno in _NO_SPACE:
-            raise disk_full(f"no space left for {folder}: {error.strerror}") from error
+            raise disk_full(f"no space left for {folder}: {error.strerror}", instead=instead) from error
         raise ModelError(
             f"{error.filename or folder} cannot be used: {error.strerror or error}",
-            hint="set EDGE_HOME to a folder that can be written",
+            hint=f"{instead} a folder that can be written",
         ) from error
 
 
-def disk_full(message: str) -> DiskFullError:
+def disk_full(message: str, *, instead: str = _HOME) -> DiskFullError:
     """The error, with what to do about it."""
-    return DiskFullError(message, hint="free some space or set EDGE_HOME to a folder on another disk")
+    return DiskFullError(message, hint=f"free some space or {instead} a folder on another disk")

@@ -19,7 +19,7 @@ from typing import Any, Final
 import numpy as np
 
 from edge_sdk.errors import ConfigError, ModelDamagedError, ModelNotFoundError
-from edge_sdk.hub.partial import disk_full, storage_errors
+from edge_sdk.hub.partial import OUT, disk_full, storage_errors
 from edge_sdk.model_files.transformers_config import DecoderConfig
 
 from .families import ROPE_FACTORS, Decoder, NamedTensor
@@ -279,12 +279,12 @@ def _documents(
 @contextmanager
 def _new_folder(folder: Path, expected: int) -> Iterator[Path]:
     """A folder beside `folder` that gets its name when the block ends well, and vanishes otherwise."""
-    with storage_errors(folder):
+    with storage_errors(folder, instead=OUT):
         folder.absolute().parent.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(folder.absolute().parent).free
         if free < expected:
             need = f"{folder.name} takes {expected / 1e6:,.0f} MB"
-            raise disk_full(f"{folder.absolute().parent} has {free / 1e6:,.0f} MB free, {need}")
+            raise disk_full(f"{folder.absolute().parent} has {free / 1e6:,.0f} MB free, {need}", instead=OUT)
         made = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.absolute().parent))
         try:
             yield made

@@ -20,7 +20,7 @@ from typing import Any, Final
 import numpy as np
 
 from edge_sdk.errors import ConfigError, ModelDamagedError
-from edge_sdk.hub.partial import disk_full, storage_errors, sync_folder
+from edge_sdk.hub.partial import OUT, disk_full, storage_errors, sync_folder
 from edge_sdk.model_files.gguf_header import TENSOR_TYPES, GgufHeader, read_header
 
 U32, I32, F32, BOOL, STRING, ARRAY = 4, 5, 6, 7, 8, 9
@@ -118,7 +118,7 @@ def write_file(
     head = _head({key: field for key, field in fields.items() if key != "general.alignment"}, tensors)
     total = sum(tensor.bytes for tensor in tensors)
     with temporary(out, len(head) + total + _ALIGNMENT * len(tensors)) as partial:
-        with storage_errors(partial), partial.open("wb") as file:
+        with storage_errors(partial, instead=OUT), partial.open("wb") as file:
             file.write(head)
             done = 0
             for tensor in tensors:
@@ -169,11 +169,12 @@ def temporary(out: Path, expected: int) -> Iterator[Path]:
     """
     folder = out.absolute().parent
     partial = folder / f".{out.name}.{os.getpid()}.partial"
-    with storage_errors(folder):
+    with storage_errors(folder, instead=OUT):
         folder.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(folder).free
         if free < expected:
-            raise disk_full(f"{folder} has {free / 1e6:,.0f} MB free, {out.name} takes {expected / 1e6:,.0f} MB")
+            need = f"{out.name} takes {expected / 1e6:,.0f} MB"
+            raise disk_full(f"{folder} has {free / 1e6:,.0f} MB free, {need}", instead=OUT)
         try:
             yield partial
             partial.replace(out)

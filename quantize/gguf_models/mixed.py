@@ -209,22 +209,42 @@ def measure_costs(
                 )
                 for type in source.types(name, types)
             ]
-    chosen = {*choices, EMBEDDING} if tied else set(choices)
-    fixed = source.model.header.file_bytes - sum(source.model.tensors[name].bytes for name in chosen)
     progress(total, total, "")
-    return Costs(choices, frozenset(rounded), tied, fixed)
+    return Costs(choices, frozenset(rounded), tied, _fixed_bytes(source, tied))
+
+
+def require_budget(source: Source, budget: int) -> None:
+    """Raise the `ConfigError` of `plan_for_budget` as far as it is known before anything is measured."""
+    tied = source.is_doubled()
+    sizes = (
+        min(tensor_bytes(source.tensors[name], type) for type in source.types(name, TYPES))
+        for name in chain(*_groups(source, tied).values())
+    )
+    _room(source, budget, _fixed_bytes(source, tied), sum(sizes))
 
 
 def plan_for_budget(source: Source, costs: Costs, budget: int) -> Plan:
     """A plan of at most `budget` bytes with little divergence. Raises `ConfigError` naming the least possible."""
-    room = budget - costs.fixed - _PADDING * len(source.model.tensors)
-    if (short := smallest(costs.choices) - room) > 0:
+    room = _room(source, budget, costs.fixed, smallest(costs.choices))
+    return plan_of(source, costs, allocate(costs.choices, room))
+
+
+def _room(source: Source, budget: int, fixed: int, smallest: int) -> int:
+    """What the budget leaves for matrices; raises `ConfigError` where they take more even at their smallest."""
+    room = budget - fixed - _PADDING * len(source.model.tensors)
+    if (short := smallest - room) > 0:
         least = (budget + short) / 1e6
         raise ConfigError(
             f"{source.model.path.name} cannot be made as small as {budget / 1e6:.1f} MB: the least is {least:.1f}",
             hint=f"give --budget-mb {least + 0.05:.1f} or more",
         )
-    return plan_of(source, costs, allocate(costs.choices, room))
+    return room
+
+
+def _fixed_bytes(source: Source, tied: bool) -> int:
+    """Bytes of the file that no choice changes."""
+    chosen = {*chain(*_groups(source, tied).values()), *([EMBEDDING] if tied else [])}
+    return source.model.header.file_bytes - sum(source.model.tensors[name].bytes for name in chosen)
 
 
 def plan_of(source: Source, costs: Costs, chosen: Mapping[str, Choice]) -> Plan:

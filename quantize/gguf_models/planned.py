@@ -19,7 +19,7 @@ from .allocation import Plan, smallest
 from .divergence import Divergence
 from .gguf_format import Update, temporary
 from .importance_matrix import Importance
-from .mixed import Costs, Source, build, measure_costs, plan_for_budget
+from .mixed import Costs, Source, build, measure_costs, plan_for_budget, require_budget
 from .tensors import GgufModel
 from .workbench import Workbench
 
@@ -88,6 +88,8 @@ def quantize_to_bound(
     `texts`, from `name`, are cut in three: for the importance, for planning, for judging. Nothing is at `out`
     before the file is whole. Raises `ConfigError` naming what can be had where the bound cannot be met.
     """
+    if budget is not None:
+        require_budget(Source(GgufModel(model)), budget)  # measuring takes minutes
     out.absolute().parent.mkdir(parents=True, exist_ok=True)
     with Workbench(
         model, texts, name=name, importance=importance, threads=threads, folder=out.absolute().parent,

@@ -17,7 +17,7 @@ from typing import Any
 
 from edge_sdk.device import available_memory, free_disk
 from edge_sdk.errors import ConfigError, EngineError, ModelDamagedError
-from edge_sdk.hub.partial import disk_full
+from edge_sdk.hub.partial import OUT, disk_full
 from edge_sdk.model_files.gguf_header import read_header
 
 from .file_types import FileType, file_type, file_types
@@ -191,7 +191,8 @@ def _write(
     except EngineError as error:
         written = partial.stat().st_size if partial.exists() else 0
         if free_disk(partial) < plan.bytes - written:
-            raise disk_full(f"the disk is full after {written >> 20} of {plan.bytes >> 20} MiB") from error
+            done = f"{written >> 20} of {plan.bytes >> 20} MiB"
+            raise disk_full(f"the disk is full after {done}", instead=OUT) from error
         raise
     with partial.open("rb") as file:
         os.fsync(file.fileno())

@@ -19,7 +19,7 @@ from typing import Any
 
 from edge_sdk.device import describe, free_disk
 from edge_sdk.errors import ConfigError, DiskFullError, MissingExtraError
-from edge_sdk.hub.partial import hash_file, storage_errors
+from edge_sdk.hub.partial import OUT, hash_file, storage_errors
 from edge_sdk.model_files.onnx_session import OnnxFile
 
 COMPANIONS = (
@@ -57,7 +57,7 @@ def new_folder(out: Path, *, room: int) -> Iterator[Path]:
         raise DiskFullError(
             f"{out} needs about {room / 1e6:,.0f} MB while it is made, and {free / 1e6:,.0f} MB are free"
         )
-    with storage_errors(out):
+    with storage_errors(out, instead=OUT):
         out.parent.mkdir(parents=True, exist_ok=True)
         part = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
         try:

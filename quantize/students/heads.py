@@ -26,7 +26,7 @@ from edge_sdk.heads.features import BothFeatures, Features
 from edge_sdk.heads.head_file import LONGEST, HeadWeights, write_head
 from edge_sdk.heads.vector_features import VectorFeatures
 from edge_sdk.heads.word_features import Vocabulary, WordFeatures
-from edge_sdk.hub.partial import storage_errors
+from edge_sdk.hub.partial import OUT, storage_errors
 from edge_sdk.storage.vectors import quantize_rows
 
 from ..collection import Update, read_jsonl
@@ -241,7 +241,7 @@ def _check(examples: Sequence[Labelled]) -> tuple[str, ...]:
 
 def _write(out: Path, head: HeadWeights, carry: Path | None) -> None:
     """All files in a folder beside `out`, which then gets its name."""
-    with storage_errors(out):
+    with storage_errors(out, instead=OUT):
         out.parent.mkdir(parents=True, exist_ok=True)
         part = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
         try:
