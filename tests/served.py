@@ -24,6 +24,7 @@ from edge_sdk.records import GenerateOptions, GenerationResult, Token
 from edge_sdk.serving.answering import Answering
 from edge_sdk.serving.app import make_app
 from edge_sdk.serving.guard import Guard
+from edge_sdk.serving.server import Server
 from edge_sdk.storage.store import Store
 
 MANUAL = "# Pump\n\nPress the red button to reset the pump. The tank holds four litres of water.\n"
@@ -89,7 +90,7 @@ def served(
     """A client of a server on `edge`, which has ended afterwards."""
     app = make_app(Answering(edge), Guard.of("127.0.0.1", key=key), parallel=parallel, waiting=waiting)
     config = uvicorn.Config(app, log_level="critical", access_log=False, timeout_graceful_shutdown=5)
-    server = uvicorn.Server(config)
+    server = Server(config, app.end)
     with socket.create_server(("127.0.0.1", 0)) as listening:
         thread = Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
         thread.start()
@@ -97,8 +98,8 @@ def served(
         with httpx.Client(base_url=url, headers=headers, timeout=30, trust_env=False) as client:
             until(lambda: server.started)
             yield client
-        server.should_exit = True
-        thread.join(20)
+            server.should_exit = True  # what still runs gets its reply
+            thread.join(20)
         assert not thread.is_alive(), "the server ends"
 
 

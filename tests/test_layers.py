@@ -52,7 +52,7 @@ PARTS = {
     "confidence": "binomial certificate risk signals setup logistic neighbours calibration",
     "bundle": "canonical fields manifest signature archive folder checks cache",
     "privacy": "checksums patterns views detectors presidio pseudonyms gate canaries",
-    "serving": "requests turns desk answering replies guard app",
+    "serving": "requests turns desk answering replies guard app server",
     "bench": "summary energy apart engine peers ask start ingest | search text retrieve | compare | plot",
     "commands": "options answers bundle convert distill export documents fallback learned measure head eval_models"
     " models privacy quantize_onnx quantize tune route bench serve cache",
@@ -88,7 +88,7 @@ OWNERS = {
     "transformers": "quantize.*",
     "optimum": "quantize.*",
     "usearch": "bench.search",
-    "uvicorn": "commands.serve",
+    "uvicorn": "commands.serve serving.server",
 }  # fmt: skip
 IMPORTS_BY_NAME = (
     "edge_sdk.__init__",

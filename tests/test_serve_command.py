@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -100,6 +101,30 @@ def test_a_served_model_says_what_it_says_alone_and_many_are_served_at_once(home
         assert process.stderr is not None
         assert process.stderr.read() == ""
     assert found == [alone(home, question, 12) for question in questions] * 2
+
+
+@POSIX
+def test_an_interrupt_ends_what_runs_at_once_and_says_so(home: Path) -> None:
+    with (
+        running(home) as (process, told),
+        httpx.Client(base_url=told["url"], timeout=60, trust_env=False) as client,
+        ThreadPoolExecutor(24) as pool,
+    ):
+        body = {"model": "tiny", "messages": said("the cat"), "max_tokens": 400}
+        asked = [pool.submit(client.post, CHAT, json={**body, "seed": number}) for number in range(24)]
+        until(lambda: client.get(told["url"].replace("/v1", "/health")).json()["requests"] == 24)
+        ending = time.monotonic()
+        process.send_signal(signal.SIGINT)
+        replies = [each.result() for each in asked]
+        assert process.wait(30) == 0
+        assert time.monotonic() - ending < 8
+        assert process.stderr is not None
+        assert process.stderr.read() == ""
+    stopped = [reply for reply in replies if reply.status_code != 200]
+    assert stopped
+    assert {(reply.status_code, reply.json()["error"]["message"]) for reply in stopped} == {
+        (503, "the server is ending; ask again in a while")
+    }
 
 
 @POSIX

@@ -246,14 +246,40 @@ def test_so_many_run_at_once_the_others_wait_and_more_are_sent_away(make: Make) 
     assert engine.most == 2
 
 
-def test_a_server_that_ends_ends_what_runs(make: Make) -> None:
+def test_a_server_that_ends_ends_what_runs_and_says_so(make: Make, caplog: pytest.LogCaptureFixture) -> None:
     engine = SlowEngine()
-    with served(make(engine), parallel=1) as client, ThreadPoolExecutor(1) as pool:
-        running = pool.submit(client.post, CHAT, json={"messages": said("x"), "model": "fake"})
-        until(lambda: engine.running == 1)
-        pool.submit(lambda: None)
+    body = {"messages": said("x"), "model": "fake", "max_tokens": 8000}
+    with ThreadPoolExecutor(3) as pool:
+        with served(make(engine), parallel=2) as client:
+            whole = pool.submit(client.post, CHAT, json=body)
+            stream = pool.submit(client.post, CHAT, json={**body, "stream": True})
+            until(lambda: engine.running == 2)
+            waiting = pool.submit(client.post, CHAT, json={**body, "stream": True})
+            until(lambda: client.get("/health").json()["requests"] == 3)
+            time.sleep(0.2)  # some of the stream
+            ending = time.monotonic()
+        assert time.monotonic() - ending < 4
+        replies, last = [each.result() for each in (whole, waiting)], events(stream.result().text)
     assert engine.running == 0
-    assert running.exception() is not None or running.result().status_code == 200
+    assert [reply.status_code for reply in replies] == [503, 503]
+    for value in (replies[0].json(), replies[1].json(), last[-1]):
+        assert value["error"]["message"] == "the server is ending; ask again in a while"
+    assert streamed(last[:-1]).startswith("w1 w2 ")
+    assert caplog.text == ""
+
+
+def test_a_server_that_ends_waits_for_no_body(make: Make) -> None:
+    with served(make()) as client:
+        connection = socket.create_connection((client.base_url.host, client.base_url.port or 80))
+        head = f"POST {CHAT} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+        connection.sendall(f"{head}Content-Length: 100\r\n\r\n".encode() + b"{")
+        time.sleep(0.2)
+        ending = time.monotonic()
+    assert time.monotonic() - ending < 4
+    with connection:
+        reply = b"".join(iter(lambda: connection.recv(4096), b""))
+    assert reply.startswith(b"HTTP/1.1 503 ")
+    assert b"the server is ending" in reply
 
 
 def test_an_error_after_a_sign_of_life_is_an_event_and_no_broken_stream(

@@ -69,6 +69,7 @@ def serve_command(
 
         from ..serving.answering import Answering
         from ..serving.app import make_app
+        from ..serving.server import Server
     except ImportError as error:
         raise MissingExtraError("the server", "serve") from error
     policy = None if when_unsure is None else Policy(when_unsure)
@@ -94,7 +95,7 @@ def serve_command(
         logging.getLogger("asyncio").setLevel(logging.ERROR)  # it warns of every client that has gone
         signal.signal(signal.SIGTERM, _interrupted)
         with suppress(KeyboardInterrupt):
-            uvicorn.Server(config).run(sockets=[listening])
+            Server(config, app.end).run(sockets=[listening])
 
 
 def _for_serving(settings: Settings, *, in_process: bool) -> Settings:

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from ..errors import EdgeError, MissingExtraError, RequestError
 from .answering import ENCODER, Answering, End, Piece, joined
-from .desk import Desk
+from .desk import ENDING, Desk
 from .guard import MOST_BYTES, Guard
 from .replies import Completion, embeddings, failure, model_list
 from .requests import ChatRequest, read_chat, read_embedding, read_json
@@ -58,8 +58,9 @@ _RETRY_AFTER = "1"  # seconds, for a request that came when there were too many
 _T = TypeVar("_T")
 
 
-def make_app(answering: Answering, guard: Guard, *, parallel: int, waiting: int = WAITING) -> ASGIApp:
+def make_app(answering: Answering, guard: Guard, *, parallel: int, waiting: int = WAITING) -> App:
     """The application on `answering`, of which `parallel` answers are made at once."""
+    uploads = _Uploads()
     desk: Desk[Piece | End] = Desk(parallel, waiting)
     vectors: Desk[NDArray[np.float32]] = Desk(1, waiting)
     started = int(time.time())
@@ -71,17 +72,21 @@ def make_app(answering: Answering, guard: Guard, *, parallel: int, waiting: int 
         return _json(model_list([*answering.models, ENCODER], started))
 
     async def embed(request: Request) -> Response:
-        wanted = read_embedding(await _object(request))
+        wanted = read_embedding(await uploads.read(request))
         items = partial(vectors.items, answering.embed(wanted))
         return _Whole(partial(_all, items), lambda parts: embeddings(np.concatenate(parts), wanted, ENCODER))
 
     async def chat(request: Request) -> Response:
-        wanted = read_chat(await _object(request), answering.edge.sampling)
+        wanted = read_chat(await uploads.read(request), answering.edge.sampling)
         reply = Completion(f"chatcmpl-{secrets.token_hex(12)}", wanted.model, int(time.time()))
         items = partial(desk.items, answering.chat(wanted))
         if wanted.stream:
             return _Stream(items, wanted, reply)
         return _Whole(partial(_end, items), partial(reply.whole, logprobs=wanted.logprobs))
+
+    def end() -> None:
+        for each in (uploads, desk, vectors):
+            each.end()
 
     @asynccontextmanager
     async def closing(app: Starlette) -> AsyncIterator[None]:
@@ -98,7 +103,7 @@ def make_app(answering: Answering, guard: Guard, *, parallel: int, waiting: int 
     handlers: dict[Any, Any] = {404: _no_route, 405: _no_route, EdgeError: _error, Exception: _error}
     app = Starlette(routes=routes, exception_handlers=handlers, lifespan=closing)
     app.router.redirect_slashes = False  # a redirection has no error that a program could read
-    return _Guarded(app, guard)
+    return App(app, guard, end)
 
 
 def _page(file: str, kind: str) -> Callable[[Request], Awaitable[Response]]:
@@ -122,18 +127,38 @@ async def _error(request: Request, error: Exception) -> Response:
     return _failed(error)
 
 
-async def _object(request: Request) -> Mapping[str, Any]:
-    """The JSON object of a request; to read a long one takes a while, so that happens in a thread."""
-    parts, size = list[bytes](), 0
-    try:
-        async with asyncio.timeout(_UPLOAD):
-            async for part in request.stream():
-                parts.append(part)
-                if (size := size + len(part)) > MOST_BYTES:
-                    raise RequestError("the body is too long", status=413, hint=f"send at most {MOST_BYTES} bytes")
-    except TimeoutError:
-        raise RequestError(f"the body took more than {_UPLOAD:g} s", status=408) from None
-    return await asyncio.to_thread(read_json, b"".join(parts))
+class _Uploads:
+    """Reads the bodies of requests."""
+
+    def __init__(self) -> None:
+        self._limits: set[asyncio.Timeout] = set()
+        self._ended = False
+
+    async def read(self, request: Request) -> Mapping[str, Any]:
+        """The JSON object of a request; to read a long one takes a while, so that happens in a thread."""
+        parts, size, limit = list[bytes](), 0, asyncio.timeout(0 if self._ended else _UPLOAD)
+        self._limits.add(limit)
+        try:
+            async with limit:
+                async for part in request.stream():
+                    parts.append(part)
+                    if (size := size + len(part)) > MOST_BYTES:
+                        hint = f"send at most {MOST_BYTES} bytes"
+                        raise RequestError("the body is too long", status=413, hint=hint)
+        except TimeoutError:
+            if self._ended:
+                raise RequestError(ENDING, status=503, hint="ask again in a while") from None
+            raise RequestError(f"the body took more than {_UPLOAD:g} s", status=408) from None
+        finally:
+            self._limits.discard(limit)
+        return await asyncio.to_thread(read_json, b"".join(parts))
+
+    def end(self) -> None:
+        """Wait for no more."""
+        self._ended = True
+        for limit in self._limits:
+            if not limit.expired():
+                limit.reschedule(asyncio.get_running_loop().time())
 
 
 def _json(value: object, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
@@ -148,11 +173,11 @@ def _failed(error: Exception) -> Response:
     return _json(value, status, headers)
 
 
-class _Guarded:
-    """Lets through what may ask."""
+class App:
+    """Lets through what may ask, for a server that says `end` on its event loop before it waits for what runs."""
 
-    def __init__(self, app: ASGIApp, guard: Guard) -> None:
-        self._app, self._guard = app, guard
+    def __init__(self, app: ASGIApp, guard: Guard, end: Callable[[], None]) -> None:
+        self._app, self._guard, self.end = app, guard, end
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         app = self._app

@@ -20,6 +20,7 @@ _T = TypeVar("_T")
 Work = Callable[[Flag], Iterator[_T]]
 """Gives items, and ends soon once the flag is set."""
 
+ENDING = "the server is ending"
 _ALIVE = 10.0  # seconds without an item
 _LOOK = 0.02  # seconds between two looks at whether all have ended
 
@@ -42,7 +43,7 @@ class Desk(Generic[_T]):
         """An empty list comes after every `alive` seconds in which no item did."""
         self.parallel, self._waiting, self._alive = parallel, waiting, alive
         self._pending: deque[_Waiting] = deque()
-        self._running: set[Flag] = set()
+        self._running: dict[Flag, Callable[[RequestError], None]] = {}
         self._closed = False
 
     @property
@@ -57,10 +58,11 @@ class Desk(Generic[_T]):
         Raises `RequestError` where too many wait already.
         """
         if self._closed or self.here >= self.parallel + self._waiting:
-            raise _refusal("the server is closing" if self._closed else f"{self.here} requests run or wait already")
+            raise _refusal(ENDING if self._closed else f"{self.here} requests run or wait already")
         loop, cancel = asyncio.get_running_loop(), Flag()
         found, some = deque[_T](), asyncio.Event()
         end = list[Exception | None]()  # in the end one, None where nothing went wrong
+        refused = list[RequestError]()
 
         def tell(item: _T) -> None:
             found.append(item)
@@ -71,8 +73,12 @@ class Desk(Generic[_T]):
             end.append(error)
             some.set()
 
+        def refuse(error: RequestError) -> None:
+            refused.append(error)
+            some.set()
+
         def leave(error: Exception | None) -> None:
-            self._running.discard(cancel)
+            self._running.pop(cancel, None)
             tell_end(error)
             self._next()
 
@@ -89,14 +95,14 @@ class Desk(Generic[_T]):
                 loop.call_soon_threadsafe(leave, wrong)
 
         def start() -> None:
-            self._running.add(cancel)
+            self._running[cancel] = refuse
             try:
                 Thread(target=run, name="edge-answer", daemon=True).start()
             except RuntimeError:
-                self._running.discard(cancel)
-                tell_end(_refusal("no thread can be started"))
+                del self._running[cancel]
+                refuse(_refusal("no thread can be started"))
 
-        waiting = _Waiting(start, tell_end)
+        waiting = _Waiting(start, refuse)
         self._pending.append(waiting)
         self._next()
         try:
@@ -106,6 +112,8 @@ class Desk(Generic[_T]):
                         await some.wait()
                 woken = some.is_set()
                 some.clear()
+                if refused:  # what has come since may be the end of half an answer
+                    raise refused[0]
                 items = [found.popleft() for _ in range(len(found))]
                 if items or not woken:
                     yield items
@@ -118,13 +126,18 @@ class Desk(Generic[_T]):
             with suppress(ValueError):
                 self._pending.remove(waiting)
 
-    async def close(self, seconds: float) -> None:
-        """Take nothing more, end what runs, and wait for it as long as that."""
+    def end(self) -> None:
+        """Take nothing more, and end what runs: whoever waits for it gets a `RequestError`."""
         self._closed = True
         while self._pending:
-            self._pending.popleft().refuse(_refusal("the server is closing"))
-        for cancel in self._running:
+            self._pending.popleft().refuse(_refusal(ENDING))
+        for cancel, refuse in self._running.items():
             cancel.set()
+            refuse(_refusal(ENDING))
+
+    async def close(self, seconds: float) -> None:
+        """End, and wait as long as that for what runs."""
+        self.end()
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 while self._running:
