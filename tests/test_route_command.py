@@ -269,6 +269,16 @@ def test_the_newest_calibration_is_drawn(home: Path, tmp_path: Path, monkeypatch
     assert drawn == ["2026-01-09"]
 
 
+@pytest.mark.parametrize("command", ["route report", "tune nosuch"])
+@pytest.mark.parametrize("name", ["a.foo", "a", "a.svg"])
+def test_a_picture_is_a_png_by_its_name_too(
+    calibrated: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str, name: str
+) -> None:
+    assert main([*command.split(), "--plot", str(tmp_path / name)]) == 2
+    assert f"'{name}' does not end in .png" in capsys.readouterr().err
+    assert not (tmp_path / name).exists()
+
+
 def read(number: int) -> str:
     """What the reader has for a pump: right on two of three, else a word that answers something else."""
     return str(number + 500) if number % 3 else "red"

@@ -120,6 +120,13 @@ def console() -> Console:
     return PipedConsole(highlight=False, soft_wrap=True, markup=False, emoji=False)
 
 
+def png_path(context: click.Context, option: click.Parameter, path: Path | None) -> Path | None:
+    """The callback of a `--plot` that draws a PNG: under another name it would be taken for something else."""
+    if path is not None and path.suffix.lower() != ".png":
+        raise click.BadParameter(f"{path.name!r} does not end in .png")
+    return path
+
+
 @contextmanager
 def progress_bar(description: str, *, unit: str = "") -> Iterator[Callable[[float, float | None, str], None]]:
     """A function `update(done, total, detail)` that draws on standard error if that is a terminal, else nothing.

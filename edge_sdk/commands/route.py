@@ -18,7 +18,7 @@ from ..errors import CalibrationError, ConfigError
 from ..loading import existing_store, require_store
 from ..prompt import Style
 from ..records import Answer, Contribution, Explanation, Neighbour, Reckoning, Timings, TokenCounts
-from .options import cancel_on_interrupt, console, options, print_json, progress_bar
+from .options import cancel_on_interrupt, console, options, png_path, print_json, progress_bar
 
 _KINDS = ("marginal", "marginal_hp", "selective", "regret", "regret_hp")
 
@@ -116,7 +116,10 @@ def calibrate_command(
 
 @click.command()
 @click.option(
-    "--plot", type=click.Path(path_type=Path), help="Draw the newest one here (PNG): risk-coverage, reliability."
+    "--plot",
+    type=click.Path(path_type=Path),
+    callback=png_path,
+    help="Draw the newest one here (PNG): risk-coverage, reliability.",
 )
 @options()
 def route_report_command(settings: Settings, plot: Path | None, as_json: bool) -> None:

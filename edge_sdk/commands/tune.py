@@ -15,7 +15,7 @@ import click
 from ..config import Settings
 from ..errors import ConfigError
 from .measure import stamped
-from .options import cancel_on_interrupt, console, options, print_json, progress_bar
+from .options import cancel_on_interrupt, console, options, png_path, print_json, progress_bar
 
 if TYPE_CHECKING:
     from ..hub.models import InstalledModel
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 @click.option("--questions", type=click.Path(path_type=Path), help="A question set, to count right answers with.")
 @click.option("--limit", default=200, show_default=True, type=click.IntRange(1), help="Only the first questions.")
 @click.option("--repeats", default=5, show_default=True, type=click.IntRange(1), help="Rounds of timing.")
-@click.option("--plot", type=click.Path(path_type=Path), help="Draw the front here (PNG).")
+@click.option("--plot", type=click.Path(path_type=Path), callback=png_path, help="Draw the front here (PNG).")
 @click.option("--forget", is_flag=True, help="Drop the profile: load the model's own file again.")
 @options("encoder", "threads")
 def tune_command(
