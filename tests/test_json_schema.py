@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edge_sdk.engines.gbnf import check_grammar
@@ -112,6 +112,7 @@ KEYWORDS = st.sampled_from(
 VALUES = st.sampled_from([*"object array string integer null ^a$ a #/$defs/type date".split(), ""])
 
 
+@settings(deadline=None)  # the converter is imported by the first that passes
 @given(
     st.recursive(
         st.none() | st.booleans() | st.integers(-1, 500) | st.floats() | VALUES | st.text(max_size=5),
@@ -145,7 +146,7 @@ ANYTHING = {"anyOf": [{"type": kind} for kind in ("array", "boolean", "null", "n
         ({"additionalProperties": True}, {"type": "object"}),
         (
             {"properties": {"a": {"const": 1}}, "additionalProperties": {}},
-            {"type": "object", "properties": {"a": {"const": 1}}, "additionalProperties": False},
+            {"type": "object", "properties": {"a": {"const": 1}}},
         ),
         (
             {"oneOf": [{"const": 1}, {"const": 2}], "discriminator": {"propertyName": "kind"}},
@@ -179,6 +180,46 @@ def test_parts_that_all_hold_are_one_object() -> None:
         "required": ["y"],
         "$defs": {"definition0": {"const": 2}},
     }
+
+
+def kind(name: str, **more: object) -> dict[str, object]:
+    return {"type": "object", "properties": {"kind": {"const": name}, **more}, "required": ["kind"]}
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        [{"type": "string"}, {"type": "number"}, {"type": "null"}],
+        [{"enum": [1, "a"]}, {"const": True}, {"enum": [2, "b"]}],
+        [{"enum": ["a", None]}, {"type": "integer"}],
+        [kind("a", x={}), kind("b", x={}), {"$ref": "#/$defs/c"}],
+        [{"type": "object", "properties": {name: {}}, "required": [name]} for name in "xy"],
+        [{"anyOf": [kind("a"), {"type": "null"}]}, kind("b")],
+        [kind("a"), {"type": "object", "properties": {"x": {}}, "additionalProperties": False}],
+    ],
+)
+def test_parts_of_which_one_holds_exclude_each_other(parts: list[object]) -> None:
+    schema = {"oneOf": parts, "discriminator": {"propertyName": "kind"}, "$defs": {"c": kind("c")}}
+    assert len(checked_schema(json.dumps(schema))["oneOf"]) == len(parts)
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        [{"type": "integer"}, {"type": "number"}],
+        [{"type": "string"}, {"const": "a"}],
+        [{"const": 1}, {"enum": [1.0, 2]}],
+        [kind("a"), {"type": "object", "properties": {"kind": {"type": "string"}}}],
+        [kind("a"), {"type": "object", "properties": {"x": {}}, "additionalProperties": True}],
+        [{"type": "object", "properties": {"kind": {"const": name}}} for name in "ab"],
+        [{"type": "string"}, {"minItems": 1}],  # which says nothing of strings
+        [{"$ref": "#/$defs/c"}, {"$ref": "#/$defs/c"}],
+        [{"const": number} for number in range(100)],
+    ],
+)
+def test_parts_that_may_hold_at_once_are_refused_where_one_shall(parts: list[object]) -> None:
+    with pytest.raises(GrammarError, match="at # may hold at once; use 'anyOf'"):
+        checked_schema(json.dumps({"oneOf": parts, "$defs": {"c": kind("c")}}))
 
 
 def test_a_schema_that_is_no_text_is_refused() -> None:

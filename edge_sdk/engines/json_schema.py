@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..errors import GrammarError
+from .json_exclusive import UNTYPED, Exclusive
 from .json_pattern import check_pattern, convertible
 
 # What the conversion to a grammar enforces, what says nothing about the value, where schemas stand.
@@ -150,9 +151,12 @@ def _of_its_types(schema: Mapping[str, Any], place: str) -> dict[str, Any]:
         return dict(schema)
     demands = {key: value for key, value in schema.items() if key in _ENFORCED or key == "format"}
     remarks = {key: value for key, value in schema.items() if key not in demands}
+    named = _types(schema, place)
     about = [kind for kind, keys in _OF_KIND.items() if demands.keys() & keys - {"format"}]
     parts = []
-    for kind in _types(schema, place) or about or _ANY:
+    if about and not named:
+        remarks[UNTYPED] = True
+    for kind in named or about or _ANY:
         foreign = {"type"}.union(*(keys for other, keys in _OF_KIND.items() if other != kind))
         parts.append({"type": kind} | {key: value for key, value in demands.items() if key not in foreign})
     if len(parts) > 1:
@@ -201,10 +205,8 @@ def _object_form(schema: dict[str, Any], place: str) -> dict[str, Any]:
     """An object; a name that is none of its properties' cannot be told from theirs by the converter."""
     properties = schema.get("properties", {})
     if schema.get("additionalProperties") in (True, {}):
-        if properties:
-            schema["additionalProperties"] = False  # nobody has to give more
-        else:
-            schema = {"type": "object"}
+        demanded = ("type", "properties", "required") if properties else ("type",)
+        schema = {key: schema[key] for key in demanded if key in schema}  # nobody has to give more
     elif properties and schema.get("additionalProperties"):
         raise GrammarError(
             f"'additionalProperties' beside 'properties' of the JSON schema at {place} cannot be enforced",
@@ -303,6 +305,7 @@ class _Naming:
             f"#/{kind}/{name}": part for kind in _DEFINITIONS for name, part in schema.get(kind, {}).items()
         }
         self._names: dict[str, str] = {}
+        self._exclusive = Exclusive(self._definition)
 
     def named(self) -> dict[str, Any]:
         """The whole schema; what nothing refers to is left out of its `$defs`."""
@@ -320,8 +323,10 @@ class _Naming:
         made: dict[str, Any] = {}
         if "allOf" in schema:
             schema = self._merged(schema, place)
+        if "oneOf" in schema:
+            self._exclusive.check(schema, place)
         for key, each in schema.items():
-            if key in _DEFINITIONS:
+            if key in _DEFINITIONS or key == UNTYPED:
                 continue
             if key == "properties":
                 made[key] = {
@@ -334,15 +339,15 @@ class _Naming:
             else:
                 made[key] = each
         if "$ref" in schema:
-            self._definition(schema, place)
+            self._definition(schema)
             name = self._names.setdefault(schema["$ref"], f"definition{len(self._names)}")
             made["$ref"] = f"#/$defs/{name}"
         return made
 
-    def _definition(self, schema: Mapping[str, Any], place: str) -> dict[str, Any]:
+    def _definition(self, schema: Mapping[str, Any]) -> dict[str, Any]:
         if schema["$ref"] not in self._definitions:
             raise GrammarError(
-                f"'$ref' of the JSON schema at {place} names no definition: {schema['$ref']!r}",
+                f"'$ref' of the JSON schema names no definition: {schema['$ref']!r}",
                 hint="references are #/$defs/NAME, with $defs at the top",
             )
         return self._definitions[schema["$ref"]]
@@ -377,7 +382,7 @@ class _Naming:
             if (looked := looked + 1) > _MAX_COUNT:
                 raise GrammarError(f"'allOf' of the JSON schema at {place} has no end", hint="write it out")
             if "$ref" in part:
-                waiting.append(self._definition(part, place))
+                waiting.append(self._definition(part))
             elif "allOf" in part:
                 waiting.extend(reversed(part["allOf"]))
             else:
