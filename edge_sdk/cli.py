@@ -164,11 +164,10 @@ def _is_of_output(error: Exception) -> bool:
 
 
 def _discard_output() -> None:
-    """Python writes what is still buffered when it ends, and would fail again."""
-    from contextlib import suppress
-
-    with suppress(OSError):  # without a number it is somebody else's stream
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    """Python writes what is still buffered when it ends, and would fail again; another's stream is left alone."""
+    own = sys.__stdout__
+    if own is not None and sys.stdout is own:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), own.fileno())
 
 
 def _say(text: str) -> None:
