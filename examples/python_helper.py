@@ -91,6 +91,7 @@ def main() -> int:
     out.print("the question without an answer was " + ("recognised." if honest else "[red]not recognised."))
     out.print(f"Why an answer was given: .venv/bin/edge route explain {answers[0].id} --store {settings.store}")
     out.print(f"Nothing left this machine. Ask your own: .venv/bin/edge chat --store {settings.store}")
+    out.print(f"The same in a browser: .venv/bin/edge serve --store {settings.store}")
     return 0 if honest and cited == len(given) > 0 else 1
 
 
