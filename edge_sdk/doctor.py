@@ -341,7 +341,7 @@ def _bundle(settings: Settings, bundle: Inspection) -> Iterator[tuple[str, str]]
 
 
 def _store(path: Path, problems: list[str]) -> Iterator[tuple[str, str]]:
-    """What the store holds; all of it is read, for damage shows nowhere else before a question meets it."""
+    """What the store holds; documents and passages are read, for damage shows nowhere else before a question."""
     from .storage.store import Store
 
     yield "store", str(path)

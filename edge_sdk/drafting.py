@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field, replace
 from threading import Event as Flag
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING, SupportsIndex, get_args
 
 from .citations import CitedText, is_refusal, resolve_citations
 from .confidence.setup import SIGNALS_HASH, Setup, short_hash
@@ -52,10 +52,14 @@ class Manner:
     def __post_init__(self) -> None:
         checks = (
             ("style", self.style in get_args(Style), " or ".join(get_args(Style))),
-            ("max_tokens", isinstance(self.max_tokens, int) and self.max_tokens >= 1, "a whole number from 1"),
+            (
+                "max_tokens",
+                isinstance(self.max_tokens, SupportsIndex) and self.max_tokens >= 1,
+                "a whole number from 1",
+            ),
             ("conversation", isinstance(self.conversation, Conversation | None), "a Conversation"),
             ("cancel", isinstance(self.cancel, Flag | None), "a threading.Event"),
-            ("hold", isinstance(self.hold, int | None), "a number of tokens, or None"),
+            ("hold", isinstance(self.hold, SupportsIndex | None), "a number of tokens, or None"),
         )
         for name, fine, wanted in checks:
             if not fine:

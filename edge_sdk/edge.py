@@ -16,7 +16,7 @@ from pathlib import Path
 from threading import Event as Flag
 from threading import RLock
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, SupportsIndex
 from uuid import uuid4
 
 from .config import Settings, load_settings
@@ -199,7 +199,7 @@ class Edge:
         """The k best passages, best first. An empty store gives an empty list."""
         from .retrieval.retrieve import retrieve
 
-        if not (isinstance(question, str) and isinstance(k, int)):
+        if not (isinstance(question, str) and isinstance(k, SupportsIndex)):
             raise ConfigError(f"question is {question!r:.80} and k is {k!r}", hint="use a text and a whole number")
         if not self.store.counts().passages:
             return []
@@ -416,7 +416,9 @@ class Edge:
         self, question: str, conversation: Conversation | None, reasons: tuple[str, ...]
     ) -> Answer | None:
         """The answer that was learned for a question to which the documents have none."""
-        if self.learned is None:
+        from .fallback.learned import LearnedAnswers
+
+        if LearnedAnswers(self.store.database).empty or self.learned is None:  # else the encoder is not needed
             return None
         known = recall(self.learned, Topic(question, self._vector(question), (), conversation))
         return None if known is None else replace(known, reasons=(*reasons, *known.reasons))

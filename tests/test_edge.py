@@ -23,6 +23,7 @@ from edge_sdk.errors import (
     ConfigError,
     ContextOverflowError,
     EdgeError,
+    ModelNotFoundError,
     OfflineError,
     RemoteTimeoutError,
     RemoteUnreachableError,
@@ -275,6 +276,14 @@ def test_what_was_accepted_is_given_without_a_remote_too(make: Make) -> None:
         assert (answer.text, answer.route, answer.left_device) == ("Ding Liren", "local", {})
         assert any("not from your documents" in reason for reason in answer.reasons)
         assert edge.ask("Who won the chess olympiad in 2022?").route == "abstain"
+
+
+def test_where_nothing_was_learned_no_encoder_is_needed_to_abstain(tmp_path: Path) -> None:
+    def missing() -> FakeEncoder:
+        raise ModelNotFoundError("no encoder")
+
+    with Edge(Store.open(tmp_path / "s.db"), missing, lambda: (FakeEngine("Never."), Reading(600, True))) as edge:
+        assert edge.ask(QUESTION).route == "abstain"
 
 
 def test_in_mode_ask_the_user_sees_the_exact_bytes(make: Make) -> None:

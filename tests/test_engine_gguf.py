@@ -13,7 +13,6 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -419,31 +418,6 @@ def test_an_answer_keeps_to_its_schema(engine: GgufEngine, temperature: float) -
         assert 1 <= len(answer["list"]) <= 2
 
 
-@pytest.mark.parametrize(
-    ("schema", "answers"),
-    [
-        ({"type": "object", "properties": {}, "required": [], "additionalProperties": False}, r"\{ ?\} ?"),
-        ({"properties": {"": {"enum": [1, "a"], "type": "integer"}}, "required": [""]}, r'\{ ?"" ?: ?1\} ?'),
-        (
-            {
-                "$ref": "#/$defs/A",
-                "$defs": {"A": {"items": {"$ref": "#/$defs/B"}, "maxItems": 1}, "B": {"const": 5}},
-            },
-            r"\[ ?(5)? ?\] ?",
-        ),
-        ({"type": ["string", "null"], "enum": [5, "abc"]}, '"abc"'),
-        ({"items": {}, "maxItems": 0}, r"\[ ?\] ?"),
-        ({"type": "string", "pattern": r"^x\.\+{2}$"}, r'"x\.\+\+" ?'),
-    ],
-)
-def test_an_answer_keeps_to_schemas_as_programs_write_them(
-    engine: GgufEngine, schema: dict[str, object], answers: str
-) -> None:
-    for seed in range(3):
-        options = GenerateOptions(max_tokens=60, temperature=1.0, seed=seed, json_schema=json.dumps(schema))
-        assert re.fullmatch(answers, text(engine.generate(PROMPT, options)))
-
-
 def test_a_token_that_the_grammar_forces_has_its_true_figures(
     engine: GgufEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -461,7 +435,6 @@ def test_a_token_that_the_grammar_forces_has_its_true_figures(
         {"grammar": 'root ::= "a"{3,1}'},  # would never end
         {"json_schema": "{"},
         {"json_schema": '{"type": "nonsense"}'},
-        {"json_schema": {"type": "integer"}},
         {"json_schema": '{"type": "integer", "minimum": 1}'},
         {"json_schema": '{"$ref": "#/$defs/none"}'},
         {"json_schema": '{"type": "string", "pattern": "^(a$"}'},
@@ -469,7 +442,7 @@ def test_a_token_that_the_grammar_forces_has_its_true_figures(
     ],
 )
 def test_bad_schemas_and_grammars_are_refused_at_once(
-    engine: GgufEngine, options: dict[str, object], capfd: pytest.CaptureFixture[str]
+    engine: GgufEngine, options: dict[str, str], capfd: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(GrammarError):
         engine.generate(PROMPT, GenerateOptions(**options))  # type: ignore[arg-type]
@@ -630,38 +603,18 @@ def test_an_answer_that_is_left_leaves_only_what_was_given(engine: GgufEngine) -
 
 
 @pytest.mark.parametrize("reads", [0, 1, 3])
-@pytest.mark.parametrize(("seconds", "ahead"), [(0.03, 1), (0.004, 7)])
-def test_no_more_than_a_moments_tokens_are_made_before_they_are_wanted(
-    engine: GgufEngine, reads: int, seconds: float, ahead: int, monkeypatch: pytest.MonkeyPatch
+def test_no_more_than_two_tokens_are_made_before_they_are_wanted(
+    engine: GgufEngine, reads: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = []
     advance = engine._model.advance
-
-    def slowly(token: int) -> None:
-        time.sleep(seconds)
-        made.append(token)
-        advance(token)
-
-    monkeypatch.setattr(engine._model, "advance", slowly)
-    generation = engine.generate(PROMPT, replace(TEN, max_tokens=20))
+    monkeypatch.setattr(engine._model, "advance", lambda token: made.append(token) or advance(token))
+    generation = engine.generate(PROMPT, TEN)
     for _ in range(reads):
         next(generation)
-    time.sleep(0.2)
-    assert len(made) <= reads + ahead
-    assert len(list(generation)) == 20 - reads
-
-
-def test_tokens_of_a_quick_model_come_in_groups(engine: GgufEngine, monkeypatch: pytest.MonkeyPatch) -> None:
-    advance = engine._model.advance
-    monkeypatch.setattr(engine._model, "advance", lambda token: time.sleep(0.004) or advance(token))
-    generation = engine.generate(PROMPT, replace(TEN, max_tokens=40))
-    groups = [0]
-    for _ in generation:
-        groups[-1] += 1
-        if not generation.ready:
-            groups.append(0)
-    assert groups[0] == 1, "the first comes at once"
-    assert len(groups) < 30
+    time.sleep(0.1)
+    assert len(made) <= reads + 1
+    assert len(list(generation)) == 10 - reads
 
 
 def test_what_cannot_be_forgotten_is_not_made_before_it_is_wanted(

@@ -1,4 +1,4 @@
-"""Items in groups: all of them, in order, the first at once, and none held longer than was allowed."""
+"""Items in groups: all of them, in order, the first at once, and none held where the next is far off."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Clock:
 
 
 @given(st.lists(st.floats(1e-4, 0.2), max_size=40), st.floats(0, 0.1))
-def test_all_come_in_order_and_none_is_held_longer_than_allowed(steps: list[float], wait: float) -> None:
+def test_all_come_in_order_and_none_is_held_but_for_the_next(steps: list[float], wait: float) -> None:
     clock = Clock()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(handover, "time", clock)

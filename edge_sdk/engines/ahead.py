@@ -1,16 +1,15 @@
 """Tokens that are made before they are asked for: the model computes while the one before is looked at.
 
 To wake a reader and to be woken by it takes a quarter of a millisecond a token, for which the cores would wait.
-How they reach the reader is the business of `handover`. Knows nothing of models or of what is made.
+Knows nothing of models or of what is made.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from queue import SimpleQueue
 from threading import Lock
 from typing import Generic, TypeVar
-
-from .handover import HandOver
 
 T = TypeVar("T")
 
@@ -18,9 +17,8 @@ T = TypeVar("T")
 class Ahead(Generic[T]):
     """Items in the order in which they are made, on a thread that `submit` gives a job to.
 
-    `make` returns an item and whether another may follow. What is made within `wait` seconds is handed over
-    together. When more than `most` items that were handed over wait to be read the job ends, and reading begins
-    another; with 0 for both nothing is made before it is asked for. One reader.
+    `make` returns an item and whether another may follow. When more than `most` items wait to be read the job ends,
+    and reading begins another; with 0 nothing is made before it is asked for. One reader.
 
     >>> numbers = iter([1, 2, 3])
     >>> made = Ahead(lambda job: job(), lambda: (next(numbers), True), most=1)
@@ -29,17 +27,11 @@ class Ahead(Generic[T]):
     """
 
     def __init__(
-        self,
-        submit: Callable[[Callable[[], object]], object],
-        make: Callable[[], tuple[T, bool]],
-        *,
-        most: int,
-        wait: float = 0.0,
-        handed: HandOver[T | BaseException] | None = None,
+        self, submit: Callable[[Callable[[], object]], object], make: Callable[[], tuple[T, bool]], *, most: int
     ) -> None:
-        self._submit, self._make, self._most, self._wait = submit, make, most, wait
+        self._submit, self._make, self._most = submit, make, most
         self._lock = Lock()
-        self._made = HandOver[T | BaseException]() if handed is None else handed
+        self._made: SimpleQueue[T | BaseException] = SimpleQueue()
         self._unread = 0
         self._working = self._ended = False
 
@@ -73,9 +65,9 @@ class Ahead(Generic[T]):
                 item, more = self._make()
             except BaseException as error:
                 item, more = error, False
-            handed = self._made.put(item, self._wait if more else 0.0)
-            with self._lock:  # the reader may have counted what it has read of them already
-                self._unread += handed
+            with self._lock:
+                self._unread += 1
                 if not more:  # never set back: `stop`, which takes no lock, may have come meanwhile
                     self._ended = True
                 going = self._working = not self._ended and self._unread <= self._most
+            self._made.put(item)

@@ -26,7 +26,6 @@ from ..records import FinishReason, GenerateOptions, GenerationResult, Message, 
 from .ahead import Ahead
 from .decoding import Decoding, Speculation
 from .engine import Generation, TextStream, adapted_fingerprint, check_options, file_fingerprint
-from .handover import MOMENT, HandOver
 from .llama import LlamaModel
 from .llama_library import library
 from .llama_sampler import Sampler
@@ -182,8 +181,7 @@ class GgufEngine:
         tokens = self._prompts.fitting(prompt, options.max_tokens, self.context)
         with self._inside():
             sampler = Sampler(self._model, options, tokens)
-        made: _Handed = HandOver()
-        return Generation(self._run(tokens, options, sampler, cancel or Event(), made), lambda: made.ready)
+        return Generation(self._run(tokens, options, sampler, cancel or Event()))
 
     def close(self) -> None:
         """Free the model; a running generation ends with `EngineError`. Again does nothing."""
@@ -226,7 +224,7 @@ class GgufEngine:
             raise EngineError(f"{self._name} is closed")
 
     def _run(
-        self, prompt: list[int], options: GenerateOptions, sampler: Sampler, cancel: Event, made: _Handed
+        self, prompt: list[int], options: GenerateOptions, sampler: Sampler, cancel: Event
     ) -> Generator[Token, None, GenerationResult]:
         with self._alone(), self._kept_after():
             started = time.perf_counter()
@@ -243,7 +241,7 @@ class GgufEngine:
             if not complete:
                 return GenerationResult("cancelled", len(prompt), cached, 0, prefilling * 1e3, 0.0)
             answer = Decoding(self._model, sampler, prompt, self._speculation if sampler.greedy else None)
-            reason, produced, last = yield from self._decode(answer, options, cancel, made)
+            reason, produced, last = yield from self._decode(answer, options, cancel)
             return GenerationResult(
                 reason,
                 len(prompt),
@@ -282,14 +280,12 @@ class GgufEngine:
         return state_key(self.fingerprint, self._template_source, self._model.setup)
 
     def _decode(
-        self, answer: Decoding, options: GenerateOptions, cancel: Event, made: _Handed
+        self, answer: Decoding, options: GenerateOptions, cancel: Event
     ) -> Generator[Token, None, tuple[FinishReason, int, _Made]]:
         """The tokens of an answer; why it ended, how many they are, and what the last of them says."""
         produced, last = 0, _NOTHING
-        most = int(self._model.forgets)  # what cannot be forgotten is not made before it is wanted
-        ahead = Ahead(
-            self._submit, self._maker(answer, options), most=most, wait=MOMENT if most else 0.0, handed=made
-        )
+        # What cannot be forgotten is not made before it is wanted.
+        ahead = Ahead(self._submit, self._maker(answer, options), most=int(self._model.forgets))
         try:
             while last.reason is None:
                 if cancel.is_set():
@@ -359,8 +355,6 @@ class _Made(NamedTuple):
     drafted: int
     accepted: int
 
-
-_Handed = HandOver[_Made | BaseException]
 
 _NOTHING = _Made(Token(0, "", 0.0, 0.0, 0.0), None, 0.0, 0, 0)
 

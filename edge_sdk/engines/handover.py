@@ -23,12 +23,13 @@ class HandOver(Generic[T]):
     """A queue for one reader.
 
     >>> handed = HandOver[int]()
-    >>> [handed.put(number, wait=60.0) for number in range(3)]
-    [1, 0, 0]
+    >>> for number in range(3):
+    ...     handed.put(number, wait=60.0)
     >>> handed.get(), handed.ready
     (0, False)
-    >>> handed.put(3), handed.ready, handed.get()
-    (3, True, 1)
+    >>> handed.put(3)
+    >>> handed.ready, handed.get(), handed.get()
+    (True, 1, 2)
     """
 
     def __init__(self) -> None:
@@ -38,21 +39,20 @@ class HandOver(Generic[T]):
         self._held: list[T] = []  # of the group that is being made
         self._sent = self._last = -math.inf
 
-    def put(self, item: T, wait: float = 0.0) -> int:
+    def put(self, item: T, wait: float = 0.0) -> None:
         """Hand over what was held and this, unless another item may come within `wait` seconds of the last group.
 
-        How many were handed over. The first is never held; the last is to be put without `wait`.
+        That is expected after the time that this one took. The first is never held; the last is to be put without
+        `wait`.
         """
         with self._lock:
             now = time.perf_counter()
             self._held.append(item)
             another = now + (now - self._last)
             self._last = now
-            if another - self._sent < wait:
-                return 0
-            group, self._held, self._sent = self._held, [], now
-            self._groups.put(group)
-            return len(group)
+            if another - self._sent >= wait:
+                group, self._held, self._sent = self._held, [], now
+                self._groups.put(group)
 
     def get(self, timeout: float | None = None) -> T:
         """The next item, as soon as it is handed over. Raises `queue.Empty` after so many seconds without one."""

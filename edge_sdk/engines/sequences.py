@@ -184,7 +184,8 @@ class SequenceContext:
     def _decode(self) -> bool:
         tokens = int(self._struct.n_tokens)
         pace = self._paces.setdefault(tokens, ThreadPace(self._model.most_threads)) if tokens <= DRAFT else None
-        trial = pace is not None and pace.unsure
+        # Not with parts of prompts: on many cores that would hold up all answers for long.
+        trial = pace is not None and pace.unsure and tokens <= self.sequences
         if (threads := 1 if trial else pace.threads if pace else self._model.most_threads) != self._running:
             self._lib.llama_set_n_threads(self._context, threads, threads)
             self._running = threads

@@ -62,7 +62,7 @@ class ThreadPace:
         return len(self._rungs) > 1 and self._steps >= _FIRST and self._rungs[-1] not in self._usual
 
     def tried_one(self, seconds: float) -> None:
-        """Learn what a step has taken on one thread that does not count otherwise."""
+        """Learn what a step has taken on one thread, out of turn."""
         self._learn(self._rungs[-1], seconds)
 
     def took(self, seconds: float) -> None:

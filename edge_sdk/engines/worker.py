@@ -35,7 +35,7 @@ Send = Callable[[Message], None]
 
 # Seconds for which the tokens of a quick model are gathered into one message, where the engine does not hand them
 # over in groups: the app that reads it needs a core, and where the model computes on all of them, it waits.
-_GATHER = 0.01
+_GATHER = 0.015
 
 
 def main() -> int:

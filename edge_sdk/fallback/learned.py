@@ -81,6 +81,12 @@ class LearnedAnswers:
         self._lifetime, self._clock = lifetime_days * _DAY, clock
         self._accepted: tuple[str | None, VectorIndex | None] = ("", None)
 
+    @property
+    def empty(self) -> bool:
+        """Whether nothing was ever learned here; needs no encoder."""
+        with self._database.reading() as sql:
+            return table.generation(sql) is None
+
     def find(self, question: str, vector: NDArray[np.float32]) -> LearnedAnswer | None:
         """The accepted answer to this very question, however it is put; None when there is none.
 

@@ -114,7 +114,9 @@ class Desk(Generic[_T]):
                 some.clear()
                 if refused:  # what has come since may be the end of half an answer
                     raise refused[0]
-                items = [found.popleft() for _ in range(len(found))]
+                items = list[_T]()
+                while found:  # to its end, for who appends to what is not empty wakes nobody
+                    items.append(found.popleft())
                 if items or not woken:
                     yield items
                 if end and not found:  # more may have come while those were looked at
