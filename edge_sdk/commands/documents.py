@@ -172,7 +172,7 @@ def _meant(store: Store, names: Sequence[str]) -> tuple[list[str], list[str]]:
         path = name if name in present else storable_name(document_name(name))
         below = path.rstrip(os.sep) + os.sep
         meant = [path] if path in present else sorted(each for each in present if each.startswith(below))
-        if name and meant:  # no name at all is a mistake and not the folder at hand
+        if meant:
             found.update(dict.fromkeys(meant))
         else:
             missing.append(name)

@@ -107,8 +107,7 @@ class IsolatedEngine:
         """Start generating; see `Engine.generate`. The worker may be a few tokens ahead of what is asked for."""
         check_options(options)
         call = self._worker().call("generate", prompt, asdict(options))
-        here = deque[Token]()
-        tokens = self._run(call, cancel, here)
+        tokens = self._run(call, cancel)
         weakref.finalize(tokens, call.close).atexit = False  # it may be dropped before its first token
         try:
             with self._trusting(call):
@@ -118,7 +117,7 @@ class IsolatedEngine:
         except BaseException:
             call.close()
             raise
-        return Generation(tokens, lambda: bool(here))
+        return Generation(tokens)
 
     def close(self) -> None:
         """End the worker; a running generation ends with `EngineError`. Again does nothing."""
@@ -165,10 +164,7 @@ class IsolatedEngine:
                     ending = f"it did not answer within {_LONGEST:g} s"
                     raise EngineCrashedError(self._name, ending, "during a request") from None
 
-    def _run(
-        self, call: Call, cancel: Event | None, here: deque[Token]
-    ) -> Generator[Token, None, GenerationResult]:
-        """The tokens of an answer; `here` are those that have arrived and were not read."""
+    def _run(self, call: Call, cancel: Event | None) -> Generator[Token, None, GenerationResult]:
         produced = 0
         call.tell("more", _AHEAD)
         try:
@@ -182,15 +178,15 @@ class IsolatedEngine:
                         continue
                     if kind == "end":
                         return result_from(value)
-                    here += [token_from(each) for each in checked(list, value)]
+                    tokens = [token_from(each) for each in checked(list, value)]
                 self._crashes.clear()
-                while here:
+                for at, token in enumerate(tokens):
+                    if at and cancel is not None and cancel.is_set():
+                        return self._cancelled(call, produced, len(tokens) - at)
                     produced += 1
                     if produced % (_AHEAD // 2) == 0:
                         call.tell("more", _AHEAD // 2)
-                    yield here.popleft()
-                    if here and cancel is not None and cancel.is_set():
-                        return self._cancelled(call, produced, len(here))
+                    yield token
         finally:
             call.close()
 

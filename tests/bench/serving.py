@@ -19,7 +19,6 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from itertools import accumulate
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -58,11 +57,13 @@ def ask(client: httpx.Client, model: str, prompt: str, tokens: int) -> list[floa
             usage = (chunk.get("usage") or {}).get("completion_tokens", usage)
             if text := "".join(choice["delta"].get("content") or "" for choice in chunk["choices"]):
                 events.append((now, len(text)))
-    lengths = list(accumulate(length for _, length in events))
-    counts = [round((usage or len(events)) * (each / lengths[-1] if usage else at / len(events)))
-              for at, each in enumerate(lengths, 1)]  # fmt: skip
-    return [started, *(now for (now, _), count, before in zip(events, counts, [0, *counts], strict=False)
-                       for _ in range(count - before))]  # fmt: skip
+    total, length, read = usage or len(events), sum(size for _, size in events), 0
+    times = [started]
+    for number, (now, size) in enumerate(events, 1):
+        read += size
+        share = read / length if usage else number / total
+        times += [now] * (round(total * share) - (len(times) - 1))
+    return times
 
 
 def together(client: httpx.Client, model: str, prompts: list[str], tokens: int) -> Times:
