@@ -16,7 +16,6 @@ from quantize.training_data.questions import (
     parse_evidence,
     parse_pairs,
     question_request,
-    stands_alone,
     titled,
 )
 
@@ -72,35 +71,6 @@ def test_what_is_written_in_the_form_asked_for_comes_back(written: list[tuple[st
     clean = {" ".join(f"Wh {question}?".split()): answer.strip() or "x" for question, answer in written}
     text = "\n".join(f"Q: {question} A: {answer}" for question, answer in clean.items())
     assert dict(pairs(text)) == clean
-
-
-@pytest.mark.parametrize(
-    "question",
-    [
-        "What is retrograde signalling?",
-        "Which river flows through Basel?",
-        "Who wrote the novel Emma and when did she write it?",
-        'Who directed the film "heat"?',
-        "How many people live in the city of Tarn?",
-    ],
-)
-def test_questions_that_name_their_subject_stand_alone(question: str) -> None:
-    assert stands_alone(question)
-
-
-@pytest.mark.parametrize(
-    "question",
-    [
-        "When was he born?",
-        "What is its capital?",
-        "Who directed the film?",
-        "What does the text say about Ann?",
-        "According to the passage, who is Ann?",
-        "Which people are mentioned?",
-    ],
-)
-def test_questions_that_point_at_something_do_not(question: str) -> None:
-    assert not stands_alone(question)
 
 
 def test_short_passages_are_asked_for_fewer_questions() -> None:

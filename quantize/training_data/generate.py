@@ -15,7 +15,8 @@ from .check import LEAST_AGREEMENT, WAVE, Candidate, Checked, asked_twice
 from .drops import Drops
 from .locate import locate
 from .passages import SourcePassage
-from .questions import MOST_PAIRS, Pair, parse_pairs, question_request, stands_alone
+from .questions import MOST_PAIRS, Pair, parse_pairs, question_request
+from .standing_alone import standing_alone
 
 LONGEST_ANSWER = 80
 """Characters; a longer one is no short answer."""
@@ -36,10 +37,10 @@ def generate_examples(
 ) -> Iterator[Checked]:
     """Examples of up to `most` questions a passage, in the order of the passages.
 
-    Every question is understood without its passage and does not hold its answer, and the answer stands in the
-    passage as whole words. `wave` passages are asked about together and then checked together. `drops` gets the
-    account, `progress` the passages done. `cancel` ends the run; what was answered by then is given. Raises what
-    the teacher raises.
+    Every question is understood without its passage, which may lend it its title, and does not hold its answer; the
+    answer stands in the passage as whole words. `wave` passages are asked about together and then checked together.
+    `drops` gets the account, `progress` the passages done. `cancel` ends the run; what was answered by then is
+    given. Raises what the teacher raises.
     """
     account = Drops() if drops is None else drops
     yield from asked_twice(
@@ -63,19 +64,20 @@ def _candidates(passage: SourcePassage, reply: Reply, drops: Drops) -> Iterator[
     for pair in pairs:
         place = locate(pair.answer, passage.text)
         answer = passage.text[slice(*place)] if place else ""
-        if reason := _fault(pair, answer):
+        question = standing_alone(pair.question, passage) or ""
+        if reason := _fault(pair, question, answer):
             drops.drop(reason, f"{pair.question} {pair.answer}")
         else:
-            yield Candidate(pair.question, passage, (answer,))
+            yield Candidate(question, passage, (answer,))
 
 
-def _fault(pair: Pair, answer: str) -> str:
+def _fault(pair: Pair, question: str, answer: str) -> str:
     if not answer:
         return "answer not in the passage"
     if len(answer) > LONGEST_ANSWER:
         return "answer too long"
     if len(pair.question.split()) < _SHORTEST_QUESTION:
         return "question too short"
-    if not stands_alone(pair.question):
+    if not question:
         return "question needs its passage"
-    return "" if locate(answer, pair.question) is None else "question holds the answer"
+    return "" if locate(answer, question) is None else "question holds the answer"

@@ -60,19 +60,6 @@ _PAIR = re.compile(
     r"\bA(?:nswer)?\s*\d*\s*[:.)]\s*(?P<answer>[^\n]+?)\s*(?=\bQ(?:uestion)?\s*\d*\s*[:.)]|\n|\Z)",
     re.IGNORECASE,
 )
-_POINTS_AT_TEXT = re.compile(
-    r"\b(?:according to the|(?:the|this) (?:text|passage|article|paragraph|sentence|quiz)|mentioned|described)\b",
-    re.IGNORECASE,
-)
-_STANDS_FOR = re.compile(
-    r"\b(?:he|she|it|they|him|her|them|his|hers|its|their|this|these|those|"
-    r"the (?:film|movie|book|novel|song|album|band|group|series|show|episode|game|play|story|company|"
-    r"organi[sz]ation|club|team|school|university|building|church|town|city|village|river|region|area|country|"
-    r"event|battle|war|person|man|woman|actor|actress|director|writer|singer|player|king|queen|subject|"
-    r"character|protagonist))\b",
-    re.IGNORECASE,
-)
-_NAME = re.compile(r"(?<=\s)[^\W\d_a-z]\w+|\d|[\"“‘']\w")
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,19 +112,6 @@ def parse_pairs(reply: Reply) -> list[Pair]:
         question = " ".join(match["question"].split())
         pairs.setdefault(question.casefold(), Pair(question, match["answer"].strip()))
     return list(pairs.values())
-
-
-def stands_alone(question: str) -> bool:
-    """Whether a question is understood without its passage: it points at no text and at nothing it has not named.
-
-    >>> [stands_alone(text) for text in ("When was he born?", "When was Bach born?", "What does the text say?")]
-    [False, True, False]
-    >>> stands_alone("Who made the film?"), stands_alone("Who made the film Vertigo?")
-    (False, True)
-    """
-    if _POINTS_AT_TEXT.search(question):
-        return False
-    return not _STANDS_FOR.search(question) or bool(_NAME.search(question))
 
 
 def answer_request(question: str, passage: SourcePassage, *, temperature: float = 0.0, seed: int = 0) -> Request:
