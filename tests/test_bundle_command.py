@@ -231,7 +231,7 @@ def test_sampling_template_and_reading_are_the_bundles(
     assert loading.load_engine(found)[1] == Reading(330, False, 90)
     assert opened[0]["template"] == "{{ own }}"
     with Edge.open(settings=found) as edge:
-        assert edge._drafter.sampling == GenerateOptions(temperature=0.5)
+        assert edge.drafter.sampling == GenerateOptions(temperature=0.5)
 
 
 def test_a_calibration_of_the_bundle_is_found_behind_the_users_own(

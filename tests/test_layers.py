@@ -27,6 +27,8 @@ ROWS = (
     "judge handoff",
     "drafting",
     "extracting",
+    "parts",
+    "walk",
     "edge",
     "bench serving",
     "commands cli",

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-import edge_sdk.edge
+import edge_sdk.walk
 from edge_sdk.confidence.calibration import Calibrations, load
 from edge_sdk.confidence.setup import Setup
 from edge_sdk.confidence.signals import SIGNALS
@@ -30,6 +30,7 @@ from edge_sdk.device import cpu_name
 from edge_sdk.edge import Edge
 from edge_sdk.judge import Judge
 from edge_sdk.route import Policy
+from edge_sdk.walk import Walk
 from quantize.asking import Asked
 from quantize.calibrate import fitted
 
@@ -71,7 +72,7 @@ def timed(part: str, function: Callable[..., Any]) -> Callable[..., Any]:
 class TimedJudge(Judge):
     """Counts the time of what a question costs beside its answer."""
 
-    __init__ = timed("before", Judge.__init__)  # type: ignore[assignment]
+    __init__ = timed("before", Judge.__init__)
     sees = timed("during", Judge.sees)
     ends = timed("after", Judge.ends)
 
@@ -80,7 +81,7 @@ def made_up(setup: Setup, dimension: int) -> Any:
     """A calibration with every signal and limits that no answer passes."""
     random = np.random.default_rng(0)
     vectors = random.standard_normal((QUESTIONS, dimension))
-    rows = []
+    rows: list[Asked] = []
     for vector in vectors / np.linalg.norm(vectors, axis=1, keepdims=True):
         signals = {signal.name: float(random.normal()) for signal in SIGNALS}
         right = random.random() < 1 / (1 + np.exp(-sum(s.sign * signals[s.name] for s in SIGNALS) / 5))
@@ -121,21 +122,10 @@ def main() -> None:
             edge.add(DOCUMENTS)
             edge.calibrations = Calibrations(Path(folder) / "calibrations")
             path = edge.calibrations.save(made_up(edge.setup(), edge.encoder.dimension))
-            edge_sdk.edge.Judge = TimedJudge  # type: ignore[misc]
-            edge._calibration = timed("calibration", edge._calibration)  # type: ignore[method-assign]
-            edge._kept = timed("kept", edge._kept)  # type: ignore[method-assign]
-            encoder = edge.encoder
-            query = [0]  # the first encoding of a question is for retrieval, the second for the judge
-
-            class TimedEncoder:
-                fingerprint, dimension = encoder.fingerprint, encoder.dimension
-
-                def encode(self, texts: list[str]) -> Any:
-                    query[0] += 1
-                    with clock("vector" if query[0] % 2 == 0 else "retrieval"):
-                        return encoder.encode(texts)
-
-            edge.__dict__["encoder"] = TimedEncoder()
+            edge.calibrations.look_up = timed("calibration", edge.calibrations.look_up)  # type: ignore[method-assign]
+            vars(edge_sdk.walk)["Judge"] = TimedJudge
+            Walk._kept = timed("kept", Walk._kept)  # type: ignore[method-assign]
+            edge.__dict__["vector"] = timed("vector", edge.vector)
             one(edge, ASKED[0])  # loads and warms everything
             rows = [one(edge, question) for question in ASKED]
             size, megabytes = path.stat().st_size / 2**20, memory_of(path)

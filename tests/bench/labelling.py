@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from llama_cpp import Llama
 
@@ -85,7 +86,7 @@ def requests_for(texts: list[str], tokens: int) -> list[Request]:
     ]
 
 
-def one_by_one(llama: Llama) -> Ask:
+def one_by_one(llama: Any) -> Ask:
     def ask(block: list[Request], peer: Peer) -> None:
         llama.reset()
         for request in block:
@@ -94,7 +95,7 @@ def one_by_one(llama: Llama) -> Ask:
             chunks = llama.create_chat_completion(
                 messages, max_tokens=request.max_tokens, temperature=0.0, repeat_penalty=1.0, stream=True
             )
-            pieces = []
+            pieces: list[str] = []
             for chunk in chunks:
                 if not pieces:
                     peer.first += time.perf_counter() - started
