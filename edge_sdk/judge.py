@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Literal
 
+from .confidence.logistic import no_regret
 from .confidence.setup import UNCALIBRATED
 from .confidence.signals import SIGNALS, Stage, TokenTrace
 from .confidence.signals import after as signals_after
@@ -132,13 +133,13 @@ class Judge:
         self.decision = decide_after(self.decision, refusal, self._policy)
         probability, calibration = self.explanation.probability, self._calibration
         if self.decision.route == "local" and calibration is not None and probability is not None:
-            loss = self.explanation.no_regret
-            score = probability if loss is None else loss.probability
+            safe = self.explanation.no_regret
+            score = probability if safe is None else safe
             if calibration.serves(score):
                 return self.decision
             threshold = self.explanation.threshold
             limit = "nothing is certified to be served" if threshold is None else f"threshold {threshold:.2f}"
-            what = "right" if loss is None else "no worse than the remote's"
+            what = "right" if safe is None else "no worse than the remote's"
             self.decision = self._doubt(self.decision, f"{what} with probability {score:.2f} only, {limit}")
         return self.decision
 
@@ -154,9 +155,9 @@ class Judge:
         model: Stage = "first" if stage == "during" else stage
         estimate = calibration.estimate(model, self.signals, self._task)
         certificate = calibration.certificate
-        loss = (
-            None if certificate is None or stage != "after" else calibration.regret(certificate.kind, self.signals)
-        )
+        remote: Estimate | None = None
+        if certificate is not None and stage == "after":
+            remote = calibration.remote_right(certificate.kind, self.signals)
         return Explanation(
             stage=stage,
             probability=estimate.probability,
@@ -166,7 +167,8 @@ class Judge:
             promise=certificate.sentence() if certificate else "",
             nearest=() if self._vector is None else tuple(calibration.neighbours.nearest(self._vector, _NEAREST)),
             note=f"relative to {calibration.labels}, {calibration.n} questions of {calibration.created}",
-            no_regret=None if loss is None else _reckoning(loss, self.signals),
+            remote=None if remote is None else _reckoning(remote, self.signals),
+            no_regret=None if remote is None else no_regret(estimate.probability, remote.probability),
         )
 
 

@@ -255,7 +255,7 @@ class Explanation:
     `intercept` and the `contributions`, the largest first, add up to the log-odds of `probability`, which the local
     answer had at `stage`; without a calibration there are none, and `note` says why. The answer is served locally
     from a probability of `threshold` on, which has its origin in `promise`; where that is about regret, from such a
-    probability on that serving it loses nothing: `no_regret`, with parts of its own.
+    probability on that nothing is lost by serving it, `no_regret`: it is right, or the `remote` is not.
     """
 
     stage: Literal["before", "during", "after"]
@@ -266,7 +266,8 @@ class Explanation:
     promise: str = ""
     nearest: tuple[Neighbour, ...] = ()
     note: str = ""
-    no_regret: Reckoning | None = None
+    remote: Reckoning | None = None
+    no_regret: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -326,9 +327,11 @@ def _explained(answer: Answer) -> Iterator[str]:
     else:
         yield f"probability that the local answer is right: {why.probability:.3f} (decided {why.stage} generating)"
         yield from _parts(why.intercept, why.contributions)
-        if (loss := why.no_regret) is not None:
-            yield f"probability that the remote would do no better, which decides: {loss.probability:.3f}"
-            yield from _parts(loss.intercept, loss.contributions)
+        if (remote := why.remote) is not None:
+            yield f"probability that the remote's answer is right: {remote.probability:.3f}"
+            yield from _parts(remote.intercept, remote.contributions)
+        if why.no_regret is not None:
+            yield f"probability that the remote would do no better, which decides: {why.no_regret:.3f}"
         served = "no threshold is set" if why.threshold is None else f"served locally from {why.threshold:.3f} on"
         yield f"threshold: {served}" + (f". {why.promise}" if why.promise else "")
         for near in why.nearest:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from edge_sdk.confidence.calibration import Calibration, Label, TaskScale
 from edge_sdk.confidence.certificate import OF_REGRET, Certificate, Kind
-from edge_sdk.confidence.logistic import Logistic
+from edge_sdk.confidence.logistic import Logistic, no_regret
 from edge_sdk.confidence.neighbours import Neighbours, gather
 from edge_sdk.confidence.risk import certify
 from edge_sdk.confidence.setup import Setup
@@ -109,7 +109,7 @@ def fitted(asked: Sequence[Asked], setup: Setup, labeller: Labeller) -> Calibrat
         labels=labels,
         n=len(asked),
         models={stage: each.model for stage, each in fits.items()},
-        no_regret=_no_regret(asked, known, right, labeller),
+        remote=_remote(asked, known, judge),
         tasks=_task_scales([each.task for each in asked], fits["after"].held_out, right),
         hand_off_before=_hopeless_below(fits["before"].held_out, right),
         hand_off_window=_hopeless_below([each.get("window_logprob", 0.0) for each in known], right),
@@ -155,8 +155,9 @@ def probabilities(calibration: Calibration, asked: Iterable[Asked], kind: Kind =
     found = []
     for each in asked:
         signals = {**each.signals, **_near(calibration.neighbours, each)}
-        estimate = calibration.regret(kind, signals) or calibration.estimate("after", signals, each.task)
-        found.append(estimate.probability)
+        right = calibration.estimate("after", signals, each.task).probability
+        remote = calibration.remote_right(kind, signals)
+        found.append(right if remote is None else no_regret(right, remote.probability))
     return found
 
 
@@ -176,17 +177,15 @@ def serving_scores(calibration: Calibration, asked: Iterable[Asked], kind: Kind 
     return found
 
 
-def _no_regret(
-    asked: Sequence[Asked], known: Sequence[Mapping[str, float]], right: Sequence[bool], labeller: Labeller
+def _remote(
+    asked: Sequence[Asked], known: Sequence[Mapping[str, float]], judge: Callable[[str, Sequence[str]], bool]
 ) -> Logistic | None:
-    """A model of when the remote does no better; None where its answers are not known, or too much alike."""
-    judge, _ = LABELLERS[labeller]
-    remote = [None if each.remote is None else judge(each.remote, each.answers) for each in asked]
-    if None in remote:
+    """A model of when the remote is right; None where its answers are not known, or too much alike."""
+    if any(each.remote is None for each in asked):
         return None
-    alike = [own or not far for own, far in zip(right, remote, strict=True)]
+    right = [judge(each.remote or "", each.answers) for each in asked]
     try:  # which way a signal speaks depends on the remote
-        return fit(known, alike, dict.fromkeys(STAGES["after"], 0)).model
+        return fit(known, right, dict.fromkeys(STAGES["before"], 0)).model
     except ValueError:
         return None
 

@@ -111,9 +111,9 @@ def test_a_question_that_the_remote_gets_wrong_too_is_kept_where_regret_is_bound
     assert fmean(kept) > calibrate(asked(400), SETUP).certificate.local_share  # type: ignore[union-attr]
 
 
-def test_without_the_remotes_answers_nothing_is_known_of_regret() -> None:
-    assert fitted(asked(120), SETUP, "contains").no_regret is None
-    assert fitted(with_remote(asked(120), right=False), SETUP, "contains").no_regret is None
+def test_without_the_remotes_answers_nothing_is_known_of_it() -> None:
+    assert fitted(asked(120), SETUP, "contains").remote is None
+    assert fitted(with_remote(asked(120), right=False), SETUP, "contains").remote is None
 
 
 # --- what is given up early ------------------------------------------------------------------------

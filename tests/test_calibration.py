@@ -38,7 +38,7 @@ calibrations = st.builds(
     after=st.dictionaries(st.sampled_from(STAGES["after"]), term, min_size=1, max_size=8),
     before=st.dictionaries(st.sampled_from(STAGES["before"]), term, min_size=1, max_size=5),
     steps=st.none() | rising(),
-    no_regret=st.none() | st.dictionaries(st.sampled_from(STAGES["after"]), term, max_size=3),
+    remote=st.none() | st.dictionaries(st.sampled_from(STAGES["before"]), term, max_size=3),
     tasks=st.dictionaries(st.sampled_from(["code", "facts"]), st.builds(TaskScale, st.floats(1e-3, 5), small,
                                                                         st.integers(0, 99))),
     hand_off_before=st.none() | st.floats(0, 1),
@@ -75,7 +75,7 @@ def test_decisions_are_the_same_after_save_and_load(
             assert before == after
             assert made.serves(before.probability) == read.serves(after.probability)
         for kind in get_args(Kind):
-            assert made.regret(kind, known) == read.regret(kind, known)
+            assert made.remote_right(kind, known) == read.remote_right(kind, known)
     assert (read.hand_off_before, read.hand_off_window) == (made.hand_off_before, made.hand_off_window)
     assert (read.certificate, read.held_out, read.setup, read.n) == (
         made.certificate,
@@ -164,7 +164,7 @@ def written(tmp_path: Path) -> tuple[Path, Change]:
     path = Calibrations(tmp_path).save(
         calibration(
             certified=certificate(),
-            no_regret={"kind": Term(0.5, 0.5, 1.0)},
+            remote={"lead": Term(0.5, 0.5, 1.0)},
             steps=Steps((-1.0, 0.5), (-0.5, 1.0)),
             tasks={"code": TaskScale(0.9, 0.1, 12)},
         )
@@ -227,9 +227,10 @@ BROKEN: list[tuple[tuple[str | int, ...], object]] = [
     (("models", "after", "steps"), [[], []]),
     (("models", "after", "steps"), [[0.0], [0.0, 1.0]]),
     (("models", "after", "steps"), [[0.0], [float("inf")]]),
-    (("no_regret",), 0.5),
-    (("no_regret",), {"intercept": 0.1}),
-    (("no_regret", "terms", "of nothing"), [0.0, 1.0, 1.0]),
+    (("remote",), 0.5),
+    (("remote",), {"intercept": 0.1}),
+    (("remote", "terms", "of nothing"), [0.0, 1.0, 1.0]),
+    (("remote", "terms", "mean_logprob"), [0.0, 1.0, 1.0]),
     (("tasks",), [["code", 1]]),
     (("tasks", "code"), [1.0, 0.0]),
     (("tasks", "code"), [-1.0, 0.0, 5]),
@@ -262,7 +263,7 @@ def test_a_changed_value_is_one_line(tmp_path: Path, place: tuple[str | int, ...
 
 
 @pytest.mark.parametrize(
-    "name", ["setup", "models", "no_regret", "tasks", "certificate", "held_out", "neighbours", "created"]
+    "name", ["setup", "models", "remote", "tasks", "certificate", "held_out", "neighbours", "created"]
 )
 def test_a_missing_value_is_one_line(tmp_path: Path, name: str) -> None:
     path, content = written(tmp_path)

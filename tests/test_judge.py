@@ -170,29 +170,31 @@ def test_every_explanation_adds_up_and_serves_as_it_says(
 
 def test_where_the_promise_is_on_regret_a_call_that_gains_nothing_is_not_made() -> None:
     hopeless = {"evidence": Term(0.0, 1.0, -50.0)}  # it is wrong
-    fails = calibration(
-        after=hopeless, no_regret={"kind": Term(0.0, 1.0, 9.0)}, certified=certificate(kind="regret")
-    )
-    helps = replace(fails, no_regret=Logistic(-4.0, {}))
+    helps = calibration(after=hopeless, remote={}, certified=certificate(kind="regret"))
+    fails = replace(helps, remote=Logistic(-4.0, {}))
     assert end(judge(fails)) == "local"
     it = judge(helps)
     assert end(it) == "remote"
-    assert it.decision.reasons[-1] == "no worse than the remote's with probability 0.02 only, threshold 0.60"
+    assert it.decision.reasons[-1] == "no worse than the remote's with probability 0.40 only, threshold 0.60"
     assert end(judge(replace(fails, certificate=certificate()))) == "remote"  # that promise is on wrong answers
 
 
 @given(made, logprobs)
-def test_the_probability_of_no_regret_is_explained_and_adds_up(found: Calibration, run: list[float]) -> None:
-    found = replace(found, no_regret=found.models["after"], certificate=certificate(kind="regret_hp"))
+def test_the_probability_of_no_regret_is_explained_and_its_parts_add_up(
+    found: Calibration, run: list[float]
+) -> None:
+    found = replace(found, remote=found.models["before"], certificate=certificate(kind="regret_hp"))
     it = judge(found)
     end(it, tokens=[token("x", each) for each in run])
-    loss = it.explanation.no_regret
-    assert (loss is not None) == (it.explanation.stage == "after")
-    if loss is not None:
-        total = loss.intercept + sum(part.log_odds for part in loss.contributions)
-        assert loss.probability == pytest.approx(sigmoid(total))
-        text = replace(local_answer(it, Draft(usable=True)), explanation=it.explanation).explain()
-        assert f"would do no better, which decides: {loss.probability:.3f}" in text
+    why = it.explanation
+    assert (why.remote is not None) == (why.no_regret is not None) == (why.stage == "after")
+    if why.remote is not None and why.probability is not None:
+        total = why.remote.intercept + sum(part.log_odds for part in why.remote.contributions)
+        assert why.remote.probability == pytest.approx(sigmoid(total))
+        assert why.no_regret == pytest.approx(1 - (1 - why.probability) * why.remote.probability)
+        text = replace(local_answer(it, Draft(usable=True)), explanation=why).explain()
+        assert f"the remote's answer is right: {why.remote.probability:.3f}" in text
+        assert f"would do no better, which decides: {why.no_regret:.3f}" in text
 
 
 def test_the_question_vector_brings_neighbours() -> None:

@@ -163,11 +163,11 @@ def _as_answer(record: dict[str, Any]) -> Answer:
     """A kept decision as the answer that it was about, without its text, which is not kept."""
     why = record["explanation"]
     if why is not None:
-        loss = why.get("no_regret")
+        remote = why["remote"]
         parts = {
             "contributions": _contributions(why),
             "nearest": tuple(Neighbour(**near) for near in why["nearest"]),
-            "no_regret": loss and Reckoning(**{**loss, "contributions": _contributions(loss)}),
+            "remote": remote and Reckoning(**{**remote, "contributions": _contributions(remote)}),
         }
         why = Explanation(**{**why, **parts})
     return Answer(

@@ -21,7 +21,7 @@ from .neighbours import Neighbours
 from .setup import UNCALIBRATED, Setup
 from .signals import STAGES, Stage
 
-VERSION = 2
+VERSION = 3
 _LARGEST = 1e9
 _HINT = "run `edge calibrate` again"
 
@@ -50,8 +50,8 @@ class Calibration:
 
     `models` holds one model a stage. Below `hand_off_before` (a probability) or `hand_off_window` (nats) an answer
     is given up early; None: never. `certificate` holds the threshold of served answers, `held_out` the questions
-    that it was counted on. `no_regret` gives the probability that nothing is lost by serving the local answer, for
-    it is right or the remote is wrong as well; None where the remote's answers were not known.
+    that it was counted on. `remote` gives the probability that the remote answers rightly, by what is known before
+    a word is generated; None where its answers were not known.
     """
 
     setup: Setup
@@ -59,7 +59,7 @@ class Calibration:
     labels: str
     n: int
     models: Mapping[Stage, Logistic]
-    no_regret: Logistic | None
+    remote: Logistic | None
     tasks: Mapping[str, TaskScale]
     hand_off_before: float | None
     hand_off_window: float | None
@@ -76,15 +76,9 @@ class Calibration:
         scaled = {name: scale.slope * part for name, part in estimate.contributions.items()}
         return Estimate.of(scale.slope * estimate.intercept + scale.shift, scaled)
 
-    def regret(self, kind: Kind, signals: Mapping[str, float]) -> Estimate | None:
-        """Of a whole answer, the probability that serving it loses nothing, where that is what `kind` is about.
-
-        A risk of being wrong is certified on the probability of being right, one of regret on this: a question that
-        the remote gets wrong, too, is not worth a call.
-        """
-        if self.no_regret is None or kind not in OF_REGRET:
-            return None
-        return self.no_regret.estimate(signals)
+    def remote_right(self, kind: Kind, signals: Mapping[str, float]) -> Estimate | None:
+        """The probability that the remote answers rightly, where `kind` is about that; see `logistic.no_regret`."""
+        return None if self.remote is None or kind not in OF_REGRET else self.remote.estimate(signals)
 
     def serves(self, score: float) -> bool:
         """Whether an answer with this score may be served; without a certificate any may."""
@@ -200,7 +194,7 @@ def _to_json(it: Calibration) -> dict[str, Any]:
         "labels": it.labels,
         "n": it.n,
         "models": {stage: _model_to_json(model) for stage, model in it.models.items()},
-        "no_regret": None if it.no_regret is None else _model_to_json(it.no_regret),
+        "remote": None if it.remote is None else _model_to_json(it.remote),
         "tasks": {name: [scale.slope, scale.shift, scale.n] for name, scale in it.tasks.items()},
         "hand_off_before": it.hand_off_before,
         "hand_off_window": it.hand_off_window,
@@ -213,14 +207,14 @@ def _to_json(it: Calibration) -> dict[str, Any]:
 def _from_json(values: Mapping[str, Any]) -> Calibration:
     certificate = values["certificate"]
     models = {stage: _model_from_json(values["models"][stage], stage) for stage in STAGES}
-    no_regret = values["no_regret"]
+    remote = values["remote"]
     return Calibration(
         setup=Setup({name: _text(part) for name, part in values["setup"].items()}),
         created=_text(values["created"]),
         labels=_text(values["labels"]),
         n=_count(values["n"]),
         models=models,
-        no_regret=None if no_regret is None else _model_from_json(no_regret, "after"),
+        remote=None if remote is None else _model_from_json(remote, "before"),
         tasks={
             name: TaskScale(_positive(slope), _finite(shift), _count(n))
             for name, (slope, shift, n) in values["tasks"].items()
