@@ -54,7 +54,7 @@ def test_questions_that_point_at_something_do_not(question: str) -> None:
         ("Who was her father's friend?", OAK, "Who was Ann Oak's father's friend?"),
         ("Which prize did the director win?", OAK, "Which prize did the director Ann Oak win?"),
         ("Who made the film?", FILM, "Who made the film The Old Mill?"),
-        ("What is its plot?", SourcePassage("Atlas is a novel.", "Atlas"), "What is Atlas' plot?"),
+        ("What is its plot?", SourcePassage("Atlas is a novel. Its plot is odd.", "Atlas"), "What is Atlas' plot?"),
         ("Where does Ann live?", FILM, "Where does Ann live?"),
     ],
 )

@@ -97,7 +97,7 @@ def teacher_stages(recipe: Recipe, settings: Settings) -> list[Stage]:
         ),
         Stage(
             "teacher",
-            1,
+            2,
             lambda job: _teacher(job, recipe, settings),
             {
                 "teacher": teacher_facts(recipe.teacher, settings),

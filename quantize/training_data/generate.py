@@ -61,13 +61,15 @@ def _candidates(passage: SourcePassage, reply: Reply, drops: Drops) -> Iterator[
     pairs = parse_pairs(reply)
     if not pairs:
         drops.drop("no question in the reply", reply.text)
+    asked = set[str]()
     for pair in pairs:
         place = locate(pair.answer, passage.text)
         answer = passage.text[slice(*place)] if place else ""
         question = standing_alone(pair.question, passage) or ""
         if reason := _fault(pair, question, answer):
-            drops.drop(reason, f"{pair.question} {pair.answer}")
-        else:
+            drops.drop(reason, f"{question or pair.question} {pair.answer}")
+        elif question.casefold() not in asked:
+            asked.add(question.casefold())
             yield Candidate(question, passage, (answer,))
 
 
