@@ -18,9 +18,9 @@ from .errors import ConfigError, EdgeError
 from .idle import while_busy
 from .parts import Parts
 from .prompt import Style
-from .records import AddReport, Answer, Event, Hit
+from .records import AddReport, Answer, Event
 from .route import Policy
-from .walk import Walk, search
+from .walk import Walk
 
 if TYPE_CHECKING:
     from .ingest import Progress, Sources
@@ -105,10 +105,6 @@ class Edge(Parts):
         from .ingest import add
 
         return add(self.store, self.encoder, sources, progress=progress, cancel=cancel)
-
-    def search(self, question: str, k: int = 8) -> list[Hit]:
-        """The k best passages, best first. An empty store gives an empty list."""
-        return search(self, question, k)
 
     def ask(
         self,

@@ -1,6 +1,6 @@
 """Does something once when nothing has been going on for a while; knows nothing of what that is.
 
-`Edge` frees its language model so, in an app that stays open.
+The language model of an `Edge` is freed so, in an app that stays open.
 """
 
 from __future__ import annotations

@@ -157,7 +157,7 @@ class Judge:
         certificate = calibration.certificate
         remote: Estimate | None = None
         if certificate is not None and stage == "after":
-            remote = calibration.remote_right(certificate.kind, self.signals)
+            remote = calibration.remote_estimate(certificate.kind, self.signals)
         return Explanation(
             stage=stage,
             probability=estimate.probability,

@@ -1,6 +1,6 @@
 """What an assistant is made of: the store, and models, ways out and their policies, opened when first asked for.
 
-Knows nothing of what is done with them.
+Searching is what they do by themselves; knows nothing of what else becomes of a question.
 """
 
 from __future__ import annotations
@@ -9,16 +9,17 @@ from collections.abc import Callable
 from functools import lru_cache
 from threading import RLock
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Self, SupportsIndex
 
 from .drafting import Drafter
+from .errors import ConfigError
 from .extracting import Extractor, Reader
 from .handoff import Handoff
 from .idle import IdleTimer
 from .opened_once import opened_once
 from .privacy.gate import PrivacyPolicy
 from .prompt import Reading, Style
-from .records import GenerateOptions
+from .records import GenerateOptions, Hit
 from .route import Policy
 
 if TYPE_CHECKING:
@@ -119,6 +120,14 @@ class Parts:
         from .fallback.learned import LearnedAnswers
 
         return LearnedAnswers(self.store.database, self.encoder.fingerprint)
+
+    def search(self, question: str, k: int = 8) -> list[Hit]:
+        """The k best passages, best first. An empty store gives an empty list, and needs no encoder for it."""
+        from .retrieval.retrieve import retrieve
+
+        if not (isinstance(question, str) and isinstance(k, SupportsIndex)):
+            raise ConfigError(f"question is {question!r:.80} and k is {k!r}", hint="use a text and a whole number")
+        return retrieve(self.store, self.encoder, question, k) if self.store.counts().passages else []
 
     def setup(self, style: Style = "full", k: int = 8) -> Setup:
         """What a calibration of answers in this style, from `k` passages, is filed under. Loads the models."""

@@ -255,7 +255,7 @@ class Explanation:
     `intercept` and the `contributions`, the largest first, add up to the log-odds of `probability`, which the local
     answer had at `stage`; without a calibration there are none, and `note` says why. The answer is served locally
     from a probability of `threshold` on, which has its origin in `promise`; where that is about regret, from such a
-    probability on that nothing is lost by serving it, `no_regret`: it is right, or the `remote` is not.
+    probability on that nothing is lost by serving it, `no_regret`, if known: it is right, or the `remote` is not.
     """
 
     stage: Literal["before", "during", "after"]

@@ -10,11 +10,11 @@ import time
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, SupportsIndex
+from typing import TYPE_CHECKING
 from uuid import uuid4
 
 from .drafting import Draft, Manner, abstention, local_answer
-from .errors import ConfigError, StoreError
+from .errors import StoreError
 from .handoff import Missed, Topic, recall
 from .judge import Judge
 from .parts import Parts
@@ -28,15 +28,6 @@ if TYPE_CHECKING:
 _UNSURE = "so this is the local answer, unsure as it is"
 
 
-def search(parts: Parts, question: str, k: int) -> list[Hit]:
-    """The k best passages, best first. An empty store gives an empty list, and needs no encoder for it."""
-    from .retrieval.retrieve import retrieve
-
-    if not (isinstance(question, str) and isinstance(k, SupportsIndex)):
-        raise ConfigError(f"question is {question!r:.80} and k is {k!r}", hint="use a text and a whole number")
-    return retrieve(parts.store, parts.encoder, question, k) if parts.store.counts().passages else []
-
-
 class Walk:
     """One question on its way through the parts, to be walked once. `k` passages are looked for."""
 
@@ -46,7 +37,7 @@ class Walk:
         self._query, self._notes = question, tuple[str, ...]()  # what found the hits, and why it is another text
         self._extract: Extract | None = None
         self._draft = Draft()
-        self._found: Answer | Missed | None = None  # of the way to a remote
+        self._found: Answer | Missed | None = None  # from elsewhere
         self._timings = Timings()
 
     def events(self) -> Iterator[Event]:
@@ -75,12 +66,12 @@ class Walk:
     def _retrieve(self) -> None:
         """Search for the question; a follow-up that finds nothing by itself is searched with the one before it."""
         started = time.perf_counter()
-        self._hits = search(self._parts, self._question, self._k)
+        self._hits = self._parts.search(self._question, self._k)
         chat = self._manner.conversation
         earlier = chat.last_question if chat is not None else None
         if earlier and not self._supported(self._question, self._hits):
             together = f"{earlier}\n{self._question}"
-            more = search(self._parts, together, self._k)
+            more = self._parts.search(together, self._k)
             if self._supported(together, more):
                 self._hits, self._query = more, together
                 self._notes = ("searched together with the question before",)

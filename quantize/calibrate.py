@@ -156,7 +156,7 @@ def probabilities(calibration: Calibration, asked: Iterable[Asked], kind: Kind =
     for each in asked:
         signals = {**each.signals, **_near(calibration.neighbours, each)}
         right = calibration.estimate("after", signals, each.task).probability
-        remote = calibration.remote_right(kind, signals)
+        remote = calibration.remote_estimate(kind, signals)
         found.append(right if remote is None else no_regret(right, remote.probability))
     return found
 

@@ -12,7 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from made_calibrations import SETUP, asked, noisy, with_a_remote_that_fails, with_remote
 
+from edge_sdk.confidence.signals import STAGES
 from edge_sdk.errors import CalibrationError
+from edge_sdk.judge import Judge
+from edge_sdk.route import Policy
 from quantize import calibrate as module
 from quantize.asking import Asked
 from quantize.calibrate import (
@@ -109,6 +112,18 @@ def test_a_question_that_the_remote_gets_wrong_too_is_kept_where_regret_is_bound
     kept = [score >= threshold for score in serving_scores(found, other, "regret")]
     assert fmean(bad and stays for bad, stays in zip(regretted, kept, strict=True)) < 0.15
     assert fmean(kept) > calibrate(asked(400), SETUP).certificate.local_share  # type: ignore[union-attr]
+
+
+def test_what_a_judge_decides_on_is_what_was_counted() -> None:
+    rows = with_a_remote_that_fails(asked(200))
+    found = calibrate(rows, SETUP, target=Target("regret"))
+    assert found.remote is not None and set(found.remote.terms) <= set(STAGES["before"])
+    for row, score in zip(rows, probabilities(found, rows, "regret"), strict=True):
+        near = found.neighbours.signals(np.array(row.vector, np.float32))
+        judge = Judge(row.question, [], Policy("local"), calibration=found, vector=np.array(row.vector, np.float32))
+        judge.signals = {**row.signals, **near}
+        why = judge._explain("after")
+        assert why.no_regret == pytest.approx(score)
 
 
 def test_without_the_remotes_answers_nothing_is_known_of_it() -> None:

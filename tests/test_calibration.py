@@ -75,7 +75,7 @@ def test_decisions_are_the_same_after_save_and_load(
             assert before == after
             assert made.serves(before.probability) == read.serves(after.probability)
         for kind in get_args(Kind):
-            assert made.remote_right(kind, known) == read.remote_right(kind, known)
+            assert made.remote_estimate(kind, known) == read.remote_estimate(kind, known)
     assert (read.hand_off_before, read.hand_off_window) == (made.hand_off_before, made.hand_off_window)
     assert (read.certificate, read.held_out, read.setup, read.n) == (
         made.certificate,

@@ -69,6 +69,21 @@ def test_only_checked_questions_that_stand_alone_are_given_in_the_order_of_the_p
     assert drops.seen == 7 and seen == [(0, None), (1, None), (2, 2)]
 
 
+def test_a_question_gets_the_title_of_what_its_passage_is_about() -> None:
+    oak = SourcePassage("Ann Oak was a poet of Tarn. She was born in 1801. " + "She wrote. " * 40, "Ann Oak")
+    asked = (
+        "Q: When was she born? A: 1801\nQ: When was Ann Oak born? A: 1801\n"
+        "Q: What was her profession? A: poet\nQ: What is her name? A: Ann Oak"
+    )
+    teacher = ScriptedTeacher(
+        lambda text: ("poet" if "profession" in text else "1801") if "Question: " in text else asked
+    )
+    drops = Drops()
+    found = [each.example.question for each in generate_examples([oak], teacher, drops=drops)]
+    assert found == ["When was Ann Oak born?", "What was Ann Oak's profession?"]
+    assert drops.reasons["question holds the answer"].samples == ["What is Ann Oak's name? Ann Oak"]
+
+
 def test_waves_of_any_size_give_the_same_examples() -> None:
     one, many = (
         [each.example for each in generate_examples([TOWER, BRIDGE], ScriptedTeacher(script), wave=wave)]

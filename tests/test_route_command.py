@@ -222,6 +222,26 @@ def test_an_explanation_is_for_people_and_holds_no_question(
     assert b"Zephyrine" not in (tmp_path / "s.db").read_bytes()
 
 
+def test_a_decision_that_was_kept_in_an_earlier_form_is_shown_or_refused_in_one_line(
+    run: Run, calibrated: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with Edge.open(settings=load_settings({})) as edge:
+        answer = edge.ask("What is the pressure of pump 31?")
+        for id, no_regret in (
+            ("plain", None),
+            ("regret", {"probability": 0.4, "intercept": 0.1, "contributions": []}),
+        ):
+            record = answer.decision() | {"id": id}
+            del record["explanation"]["remote"]
+            record["explanation"]["no_regret"] = no_regret
+            edge.store.keep_decision(id, json.dumps(record), question="q", route="local")
+    assert main(["route", "explain", "plain"]) == 0
+    assert capsys.readouterr().out.strip() == answer.explain()
+    assert main(["route", "explain", "regret"]) == 1
+    assert "kept in another form" in capsys.readouterr().err
+    assert main(["route", "explain", "regret", "--json"]) == 0
+
+
 def test_an_id_that_is_not_kept_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["route", "explain", "nothing"]) == 1
     assert "no decision 'nothing' is kept" in capsys.readouterr().err

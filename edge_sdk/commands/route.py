@@ -163,7 +163,7 @@ def _as_answer(record: dict[str, Any]) -> Answer:
     """A kept decision as the answer that it was about, without its text, which is not kept."""
     why = record["explanation"]
     if why is not None:
-        remote = why["remote"]
+        remote = why.get("remote")  # earlier decisions have none
         parts = {
             "contributions": _contributions(why),
             "nearest": tuple(Neighbour(**near) for near in why["nearest"]),

@@ -76,8 +76,8 @@ class Calibration:
         scaled = {name: scale.slope * part for name, part in estimate.contributions.items()}
         return Estimate.of(scale.slope * estimate.intercept + scale.shift, scaled)
 
-    def remote_right(self, kind: Kind, signals: Mapping[str, float]) -> Estimate | None:
-        """The probability that the remote answers rightly, where `kind` is about that; see `logistic.no_regret`."""
+    def remote_estimate(self, kind: Kind, signals: Mapping[str, float]) -> Estimate | None:
+        """The probability that the remote answers rightly, where `kind` is about regret; see `no_regret`."""
         return None if self.remote is None or kind not in OF_REGRET else self.remote.estimate(signals)
 
     def serves(self, score: float) -> bool:
@@ -165,6 +165,8 @@ def load(path: Path, setup: Setup | None = None) -> Calibration:
     """Read a calibration. Raises `CalibrationError` in one line when it is damaged, or not of `setup`."""
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
+        if values["version"] == 2 and values["no_regret"] is None:  # otherwise the same
+            values |= {"version": VERSION, "remote": None}
         if values["version"] != VERSION:
             raise ValueError(f"version {values['version']}")
         calibration = _from_json(values)
@@ -223,8 +225,8 @@ def _from_json(values: Mapping[str, Any]) -> Calibration:
         hand_off_window=_finite_or_none(values["hand_off_window"]),
         certificate=None if certificate is None else Certificate.from_json(json.dumps(certificate)),
         held_out=tuple(
-            Label(_share(probability), _flag(right), None if remote is None else _flag(remote))
-            for probability, right, remote in values["held_out"]
+            Label(_share(probability), _flag(right), None if far is None else _flag(far))
+            for probability, right, far in values["held_out"]
         ),
         neighbours=Neighbours.from_json(values["neighbours"]),
     )
