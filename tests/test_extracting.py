@@ -129,7 +129,12 @@ def test_what_stands_nowhere_is_no_draft() -> None:
 def test_signals_of_a_reader_are_bounded_and_missing_without_one() -> None:
     extract = FakeReader({QUESTION: "the red button"}, 1e9).read(QUESTION, [MANUAL])
     with_reader, without = before(QUESTION, [hit(MANUAL)], extract), before(QUESTION, [hit(MANUAL)])
-    assert with_reader.keys() - without.keys() == {"reader_support", "reader_lead", "reader_passage"}
+    assert with_reader.keys() - without.keys() == {
+        "reader_support",
+        "reader_lead",
+        "reader_passage",
+        "reader_held",
+    }
     assert with_reader["reader_support"] == with_reader["reader_lead"] == 10.0
     said = {
         text: after(QUESTION, [hit(MANUAL)], text, finish_reason="stop", refusal=False, extract=extract)

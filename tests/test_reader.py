@@ -239,6 +239,24 @@ def test_where_the_ends_are_uncertain_the_answer_holds_what_most_likely_ones_sha
     assert found.best is not None and found.best.text == text
 
 
+@settings(max_examples=50)
+@given(st.lists(st.floats(-4, 4, width=32), min_size=8, max_size=8))
+def test_what_the_words_hold_is_the_probability_of_all_spans_within_them(edges: list[float]) -> None:
+    scores = READER.score("Which?", ["red blue button"])
+    window, first = scores.scores[0].copy(), scores.windows[0].first
+    rows = [0, first, first + 1, first + 2]
+    window[rows, :2] = np.array(edges, np.float32).reshape(4, 2)
+    found = replace(scores, scores=[window]).extract(30)
+    starts, ends = (np.exp(window[rows, side]) / np.exp(window[rows, side]).sum() for side in (0, 1))
+    words, held = ["red", "blue", "button"], 0.0
+    assert found.best is not None
+    for one in range(3):
+        for last in range(one, 3):
+            if set(words[one : last + 1]) <= set(found.best.text.split()):
+                held += starts[1 + one] * ends[1 + last]
+    assert found.held == pytest.approx(held, abs=1e-5)
+
+
 def test_what_one_window_has_found_no_other_takes_back(tmp_path: Path) -> None:
     """The windows of a long passage overlap; one that sees no answer scores the same words, too."""
     write_reader(tmp_path, WORDS)

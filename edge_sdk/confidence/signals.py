@@ -50,6 +50,7 @@ SIGNALS = (
     Signal("reader_support", "before", 1, "the reader's log-odds that its words answer, and not none, at most 10"),
     Signal("reader_lead", "before", 1, "lead of its words over the next best (nats, at most 10)"),
     Signal("reader_passage", "before", 1, "its largest log-odds that a passage holds an answer, at most 10"),
+    Signal("reader_held", "before", 1, "probability of the likely words that its own hold, all of them"),
     Signal("first_logprob", "first", 1, "log-probability of the first token"),
     Signal("first_margin", "first", 1, "its lead over the second best token, at most 5"),
     Signal("first_entropy", "first", -1, "entropy at the first token"),
@@ -135,6 +136,7 @@ def _read(extract: Extract) -> dict[str, float]:
         "reader_support": extract.support,
         "reader_lead": extract.margin,
         "reader_passage": max(extract.passages, default=0.0),
+        "reader_held": extract.held,
     }
     return {name: min(max(value, -_MOST_READ), _MOST_READ) for name, value in values.items()}
 

@@ -5,6 +5,7 @@ Knows nothing of how scores are computed or of files.
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -44,7 +45,7 @@ class Extract:
     `others` say something else than either. `margin`: the likeliest less the best that says something else, in
     score. `support`: the likeliest less "no answer", as log-odds. `passages`: for each the log-odds, by the model's
     own head, that it holds an answer; -inf without words. `probability`: that the passages hold an answer, None
-    without a calibration.
+    without a calibration. `held`: the probability of the likely spans all of whose words `best` has.
     """
 
     best: Span | None
@@ -53,6 +54,7 @@ class Extract:
     support: float
     passages: tuple[float, ...]
     probability: float | None
+    held: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,9 +90,10 @@ class Scores:
         margin = likeliest.score - others[0].score if others else float("inf")
         support = likeliest.score - (sum(nothing) - sum(totals))
         probability = None if answerability is None else answerability.probability(support, max(own))
-        best = _expected_best(likeliest, sorted(likely.values(), key=lambda span: -span.score)[:_LIKELY])
+        around = sorted(likely.values(), key=lambda span: -span.score)[:_LIKELY]
+        best = _expected_best(likeliest, around)
         different = tuple(span for span in others if _said(span) != _said(best))
-        return Extract(best, different, margin, support, own, probability)
+        return Extract(best, different, margin, support, own, probability, _held(best, around))
 
     def _span(self, window: Window, scored: Scored, less: float) -> Span:
         text, pieces = self.texts[window.passage], self.pieces[window.passage]
@@ -121,7 +124,7 @@ def _expected_best(likeliest: Span, around: Sequence[Span]) -> Span:
     span is often a part of it (minimum Bayes risk: Kumar and Byrne, HLT-NAACL 2004).
     """
     weights = np.exp([span.score - likeliest.score for span in around])
-    words = [Counter(_WORD.findall(span.text.casefold())) for span in around]
+    words = [_words(span) for span in around]
     best, most = likeliest, 0.0
     for span, own in zip(around, words, strict=True):
         if span.passage == likeliest.passage and span.start < likeliest.end and likeliest.start < span.end:
@@ -129,6 +132,14 @@ def _expected_best(likeliest: Span, around: Sequence[Span]) -> Span:
             if agreed > most + 1e-9:  # of equals the likelier
                 best, most = span, agreed
     return best
+
+
+def _held(best: Span, around: Sequence[Span]) -> float:
+    return min(1.0, sum(math.exp(min(span.score, 0.0)) for span in around if _words(span) <= _words(best)))
+
+
+def _words(span: Span) -> Counter[str]:
+    return Counter(_WORD.findall(span.text.casefold()))
 
 
 def _f1(one: Counter[str], other: Counter[str]) -> float:
