@@ -91,9 +91,10 @@ class Scores:
         support = likeliest.score - (sum(nothing) - sum(totals))
         probability = None if answerability is None else answerability.probability(support, max(own))
         around = sorted(likely.values(), key=lambda span: -span.score)[:_LIKELY]
-        best = _expected_best(likeliest, around)
+        words = [_words(span) for span in around]
+        best = _expected_best(likeliest, around, words)
         different = tuple(span for span in others if _said(span) != _said(best))
-        return Extract(best, different, margin, support, own, probability, _held(best, around))
+        return Extract(best, different, margin, support, own, probability, _held(best, around, words))
 
     def _span(self, window: Window, scored: Scored, less: float) -> Span:
         text, pieces = self.texts[window.passage], self.pieces[window.passage]
@@ -117,14 +118,13 @@ class Scores:
         return tuple(own)
 
 
-def _expected_best(likeliest: Span, around: Sequence[Span]) -> Span:
+def _expected_best(likeliest: Span, around: Sequence[Span], words: Sequence[Counter[str]]) -> Span:
     """Of the spans that share text with the likeliest, the one whose words have the highest expected F1.
 
-    Over all spans `around` as they are likely: where a reader is unsure of the ends of an answer, the likeliest
-    span is often a part of it (minimum Bayes risk: Kumar and Byrne, HLT-NAACL 2004).
+    Over all spans `around`, with their `words`, as they are likely: where a reader is unsure of the ends of an
+    answer, the likeliest span is often a part of it (minimum Bayes risk: Kumar and Byrne, HLT-NAACL 2004).
     """
     weights = np.exp([span.score - likeliest.score for span in around])
-    words = [_words(span) for span in around]
     best, most = likeliest, 0.0
     for span, own in zip(around, words, strict=True):
         if span.passage == likeliest.passage and span.start < likeliest.end and likeliest.start < span.end:
@@ -134,8 +134,10 @@ def _expected_best(likeliest: Span, around: Sequence[Span]) -> Span:
     return best
 
 
-def _held(best: Span, around: Sequence[Span]) -> float:
-    return min(1.0, sum(math.exp(min(span.score, 0.0)) for span in around if _words(span) <= _words(best)))
+def _held(best: Span, around: Sequence[Span], words: Sequence[Counter[str]]) -> float:
+    own = _words(best)
+    shares = (math.exp(min(span.score, 0.0)) for span, each in zip(around, words, strict=True) if each <= own)
+    return min(1.0, sum(shares))
 
 
 def _words(span: Span) -> Counter[str]:
