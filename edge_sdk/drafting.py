@@ -23,6 +23,7 @@ from .repetition import Repetition
 
 if TYPE_CHECKING:
     from .evidence import Encode
+    from .readers.extract import Extract
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,13 +96,14 @@ class Drafter:
     encode: Encode | None = None
 
     def draft(
-        self, question: str, hits: Sequence[Hit], judge: Judge, manner: Manner
+        self, question: str, hits: Sequence[Hit], judge: Judge, manner: Manner, extract: Extract | None = None
     ) -> Generator[Event, None, Draft]:
         """Generate the local answer; the judge decides on the whole, or has it given up on the way.
 
+        `extract`, what a reader found in the first of the hits, helps to choose sentences.
         Only what is served becomes a turn of the conversation.
         """
-        prompt, notices = self._prompt(question, hits, manner)
+        prompt, notices = self._prompt(question, hits, manner, extract)
         yield from (Event("notice", text) for text in notices)
         options = replace(self.sampling, max_tokens=manner.max_tokens)
         stop = _Stop(manner.cancel)
@@ -151,7 +153,8 @@ class Drafter:
         """
         passage = Passage(1, "d", "Title", "Heading", "The text of a passage.", 0, 22)
         chosen = self.reading.evidence_tokens
-        sentences = f", {chosen} of {RULE}{'' if self.encode else ' without vectors'}" if chosen else ""
+        helped = ("" if self.encode else " without vectors") + (" and a reader" if reader != "none" else "")
+        sentences = f", {chosen} of {RULE}{helped}" if chosen else ""
         probe = self._build("What does it say?", [Hit(passage, 1.0)], style, self.engine.context, ())
         return Setup(
             {
@@ -167,7 +170,9 @@ class Drafter:
             }
         )
 
-    def _prompt(self, question: str, hits: Sequence[Hit], manner: Manner) -> tuple[Prompt, list[str]]:
+    def _prompt(
+        self, question: str, hits: Sequence[Hit], manner: Manner, extract: Extract | None
+    ) -> tuple[Prompt, list[str]]:
         """The prompt of this turn; turns for which the context has no room are dropped, oldest first, and named."""
         engine, reading, conversation = self.engine, self.reading, manner.conversation
         room = engine.context - manner.max_tokens
@@ -184,7 +189,10 @@ class Drafter:
             return self._build(question, hits, manner.style, budget, tuple(history), room), notices
         earlier = conversation.last_question if conversation is not None else None
         asked = f"{earlier}\n{question}" if earlier else question  # "And when?" has no words of its own
-        excerpts = choose(asked, hits, reading.evidence_tokens, count=engine.count, encode=self.encode)
+        likely = extract.likely if extract is not None else ()
+        excerpts = choose(
+            asked, hits, reading.evidence_tokens, count=engine.count, encode=self.encode, likely=likely
+        )
         texts = {excerpt.hit: excerpt.text for excerpt in excerpts}
         prompt = self._build(question, list(texts), manner.style, budget, tuple(history), room, texts.__getitem__)
         return replace(prompt, left_out=len(hits) - len(prompt.passages)), notices

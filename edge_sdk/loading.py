@@ -211,7 +211,7 @@ def _open_engine(settings: Settings) -> tuple[Engine, Reading]:
         if adapter is not None:
             profile, taught = replace(profile, file="", sha256=""), read_adapter(adapter)
             numbered = reading.numbered if taught.numbered is None else taught.numbered
-            reading = Reading(taught.prompt_tokens or reading.prompt_tokens, numbered)  # taught with whole passages
+            reading = Reading(taught.prompt_tokens or reading.prompt_tokens, numbered, taught.evidence_tokens)
         opening = Opening(
             Path(profile.file) if profile.file else model.path,
             name=model.name,

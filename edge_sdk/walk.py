@@ -128,7 +128,8 @@ class Walk:
         )
 
     def _generate(self, judge: Judge) -> Iterator[Event]:
-        self._draft = yield from self._parts.drafter.draft(self._question, self._hits, judge, self._manner)
+        drafter = self._parts.drafter
+        self._draft = yield from drafter.draft(self._question, self._hits, judge, self._manner, self._extract)
 
     def _hand_off(self, *reasons: str) -> Iterator[Event]:
         """Look for an answer elsewhere; `reasons` are those for handing off."""

@@ -8,6 +8,7 @@ one that it does not multiply with, the adapter would do nothing or end the proc
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, NoReturn
@@ -18,7 +19,8 @@ from .gguf_header import GgufHeader, TensorInfo, read_header
 _TYPES: Final = ("F32", "F16", "BF16", "Q8_0")  # what llama.cpp multiplies with any activations
 _UNADAPTED: Final = ("token_embd.weight", "position_embd.weight", "token_types.weight")  # looked up, not multiplied
 _A, _B = ".lora_a", ".lora_b"
-PROMPT_TOKENS, NUMBERED, BASE = "edge.prompt_tokens", "edge.numbered", "edge.base_model"
+PROMPT_TOKENS, EVIDENCE_TOKENS = "edge.prompt_tokens", "edge.evidence_tokens"
+NUMBERED, BASE = "edge.numbered", "edge.base_model"
 """Keys by which an adapter says how it was taught to read documents (see `prompt.Reading`), and on which model."""
 
 
@@ -26,8 +28,9 @@ PROMPT_TOKENS, NUMBERED, BASE = "edge.prompt_tokens", "edge.numbered", "edge.bas
 class AdapterHeader:
     """What an adapter says about itself. `adapted` are the model's tensors to which it adds `alpha / rank * B A`.
 
-    `prompt_tokens` and `numbered` are None where it does not say how it reads documents; `base`, the name of the
-    model that it was trained on, where it does not say that.
+    `prompt_tokens` and `numbered` are None where it does not say how it reads documents, `evidence_tokens` 0 where
+    it was taught with whole passages; `base`, the name of the model that it was trained on, is None where it does
+    not say that.
     """
 
     architecture: str
@@ -39,6 +42,7 @@ class AdapterHeader:
     prompt_tokens: int | None = None
     numbered: bool | None = None
     base: str | None = None
+    evidence_tokens: int = 0
 
 
 def read_adapter(path: Path, model: GgufHeader | None = None) -> AdapterHeader:
@@ -57,11 +61,8 @@ def read_adapter(path: Path, model: GgufHeader | None = None) -> AdapterHeader:
     alpha = metadata.get("adapter.lora.alpha")
     if not isinstance(alpha, float) or not math.isfinite(alpha) or alpha < 0:
         _damaged(name, f"adapter.lora.alpha is {alpha!r}")
-    tokens, numbered = metadata.get(PROMPT_TOKENS), metadata.get(NUMBERED)
-    if tokens is not None and (
-        isinstance(tokens, bool) or not isinstance(tokens, int) or not 64 <= tokens < 1 << 20
-    ):
-        _damaged(name, f"{PROMPT_TOKENS} is {tokens!r}")
+    tokens, chosen = _tokens(name, metadata, PROMPT_TOKENS, 64), _tokens(name, metadata, EVIDENCE_TOKENS, 0)
+    numbered = metadata.get(NUMBERED)
     if numbered is not None and not isinstance(numbered, bool):
         _damaged(name, f"{NUMBERED} is {numbered!r}")
     base = metadata.get(BASE)
@@ -78,10 +79,21 @@ def read_adapter(path: Path, model: GgufHeader | None = None) -> AdapterHeader:
         prompt_tokens=tokens,
         numbered=numbered,
         base=base,
+        evidence_tokens=chosen or 0,
     )
     if model is not None:
         _check_fit(name, found, pairs, model)
     return found
+
+
+def _tokens(name: str, metadata: Mapping[str, object], key: str, least: int) -> int | None:
+    """A number of tokens of at least `least`, or None where there is none."""
+    value = metadata.get(key)
+    if value is not None and (
+        isinstance(value, bool) or not isinstance(value, int) or not least <= value < 1 << 20
+    ):
+        _damaged(name, f"{key} is {value!r}")
+    return value
 
 
 def _pairs(name: str, tensors: tuple[TensorInfo, ...]) -> dict[str, tuple[TensorInfo, TensorInfo]]:

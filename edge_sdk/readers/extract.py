@@ -45,7 +45,8 @@ class Extract:
     `others` say something else than either. `margin`: the likeliest less the best that says something else, in
     score. `support`: the likeliest less "no answer", as log-odds. `passages`: for each the log-odds, by the model's
     own head, that it holds an answer; -inf without words. `probability`: that the passages hold an answer, None
-    without a calibration. `held`: the probability of the likely spans all of whose words `best` has.
+    without a calibration. `held`: the probability of the likely spans all of whose words `best` has. `likely`: the
+    likeliest spans, best first, which may overlap.
     """
 
     best: Span | None
@@ -55,6 +56,7 @@ class Extract:
     passages: tuple[float, ...]
     probability: float | None
     held: float = 0.0
+    likely: tuple[Span, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +96,9 @@ class Scores:
         words = [_words(span) for span in around]
         best = _expected_best(likeliest, around, words)
         different = tuple(span for span in others if _said(span) != _said(best))
-        return Extract(best, different, margin, support, own, probability, _held(best, around, words))
+        return Extract(
+            best, different, margin, support, own, probability, _held(best, around, words), tuple(around)
+        )
 
     def _span(self, window: Window, scored: Scored, less: float) -> Span:
         text, pieces = self.texts[window.passage], self.pieces[window.passage]

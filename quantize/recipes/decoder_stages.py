@@ -135,7 +135,7 @@ def _export(job: Job, part: DecoderPart, base: InstalledModel, recipe: Recipe) -
 
 
 def _reading(part: DecoderPart) -> Reading:
-    return Reading(part.prompt_tokens, True)
+    return Reading(part.prompt_tokens, True, part.evidence_tokens)
 
 
 def _fast() -> bool:

@@ -89,6 +89,7 @@ class DecoderPart:
     learning_rate: float | None = between(1e-7, 1.0, default=None)  # 4e-4 for an adapter, 2e-5 for all weights
     tokens: int = between(64, 1 << 20, default=4096)  # of a step, padding counted
     prompt_tokens: int = between(64, 1 << 16, default=1024)  # of the longest prompt learned from
+    evidence_tokens: int = between(0, 1 << 16, default=0)  # of sentences chosen from its passages; 0: all of them
     confidence: float = between(0.0, 1.0, default=0.0)  # share of steps that teach to be sure only when right
     quantize: str | None = None  # type of a full student's file, trained on its grid; none: the base's precision
 

@@ -2,7 +2,8 @@
 
 Several passages make a sheet, and all their questions are asked of it: those that it answers, with the number of
 the passage, and some that it does not, with the sentence that says so. A sheet is read once for all its questions,
-which saves two thirds of the work. Knows nothing of models; the engine renders and tokenizes.
+which saves two thirds of the work. Where sentences are to be chosen, each question gets its own, and a sheet is
+what all prompts begin with. Knows nothing of models; the engine renders and tokenizes.
 """
 
 from __future__ import annotations
@@ -16,7 +17,9 @@ from random import Random
 from typing import Protocol
 
 from edge_sdk.errors import ConfigError
+from edge_sdk.evidence import choose
 from edge_sdk.prompt import NOT_FOUND, Prompt, Reading, Style, build_prompt
+from edge_sdk.readers.extract import Span
 from edge_sdk.records import Hit, Message, Passage
 
 from ..collection import Update
@@ -28,6 +31,7 @@ from ..training_data.example import Example
 _WORD = re.compile(r"\w{3,}")
 _COMMON = 0.05  # share of passages beyond which a word says nothing of what a passage is about
 _NEAREST = 8  # passages that resemble one, of which distractors are drawn
+_FOUND = math.log(0.5)  # as sure as a reader that is right is of an answer's words, for the choice of sentences
 
 
 class Renderer(Protocol):
@@ -202,8 +206,8 @@ def make_sheets(
 ) -> list[Sheet]:
     """All tasks of an epoch in tokens, each prompt exactly as `build_prompt` makes it; `end` ends every answer.
 
-    A question whose passage has no room in `reading.prompt_tokens`, or whose answer takes more than `longest`
-    tokens, is left out.
+    A question whose passage has no room in `reading.prompt_tokens`, whose answer is in no chosen sentence or takes
+    more than `longest` tokens, is left out.
     """
     made = []
     for number, tasks in enumerate(maker.sheets(seed)):
@@ -220,14 +224,14 @@ def _sheets(
     for task in tasks:
         prompt = task_prompt(task, tokenizer, reading)
         read = tuple(hit.passage.id for hit in prompt.passages)
-        if task.gold and task.gold not in read:
+        if task.gold and (task.gold not in read or not contains(prompt.messages[-1].content, task.answers)):
             continue
         cites = reading.numbered and task.style == "full" and task.gold
         before = tokenizer.tokens(prompt.text)
         whole = tokenizer.tokens(prompt.text + task.target(read.index(task.gold) + 1 if cites else None))
         # Else the answer's first token would swallow the prompt's last.
         if whole[: len(before)] == before and len(whole) - len(before) < longest:
-            sharing[read].append(([*whole, end], len(before)))
+            sharing[() if reading.evidence_tokens else read].append(([*whole, end], len(before)))
     for answered in sharing.values():
         shared = _common([tokens[: start - 1] for tokens, start in answered])
         branches = tuple(Branch(tuple(tokens[shared:]), start - shared) for tokens, start in answered)
@@ -253,17 +257,33 @@ def soft_sheets(requests: Sequence[Request], top: TopLogitsFile, tokenizer: Toke
 
 
 def task_prompt(task: Task, engine: Renderer, reading: Reading) -> Prompt:
-    """The prompt for a task. Its passages are numbered by their place in the task."""
+    """The prompt for a task. Its passages are numbered by their place in the task.
+
+    Sentences are chosen as if a reader had found the answer, so that those that hold it are there nearly always.
+    """
+    hits = as_hits(task.passages)
+    texts = {hit: hit.passage.text for hit in hits}
+    if wanted := reading.evidence_tokens:
+        excerpts = choose(task.question, hits, wanted, count=engine.count, likely=_likely(task))
+        texts = {excerpt.hit: excerpt.text for excerpt in excerpts}
     return build_prompt(
         task.question,
-        as_hits(task.passages),
+        list(texts),
         render=engine.render,
         count=engine.count,
         budget=reading.prompt_tokens,
         limit=reading.prompt_tokens,
         style=task.style,
         numbered=reading.numbered,
+        shown=texts.__getitem__,
     )
+
+
+def _likely(task: Task) -> list[Span]:
+    """Where the first answer stands in its passage."""
+    text = task.passages[task.gold - 1] if task.gold else ""
+    start = next((at for answer in task.answers if (at := text.find(answer)) >= 0), -1)
+    return [Span(task.gold - 1, start, start + 1, text[start : start + 1], _FOUND)] if start >= 0 else []
 
 
 def as_hits(passages: Sequence[str]) -> list[Hit]:

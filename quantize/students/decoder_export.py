@@ -18,7 +18,14 @@ import torch
 from numpy.typing import NDArray
 
 from edge_sdk.errors import ConfigError
-from edge_sdk.model_files.gguf_adapter import BASE, NUMBERED, PROMPT_TOKENS, AdapterHeader, read_adapter
+from edge_sdk.model_files.gguf_adapter import (
+    BASE,
+    EVIDENCE_TOKENS,
+    NUMBERED,
+    PROMPT_TOKENS,
+    AdapterHeader,
+    read_adapter,
+)
 from edge_sdk.model_files.gguf_header import GgufHeader, read_header
 from edge_sdk.prompt import Reading
 
@@ -68,6 +75,7 @@ def write_adapter(model: DecoderModel, source: Path, out: Path, facts: AdapterFa
         fields[BASE] = Field(STRING, facts.base)
     if facts.reading is not None:
         fields[PROMPT_TOKENS] = Field(U32, facts.reading.prompt_tokens)
+        fields[EVIDENCE_TOKENS] = Field(U32, facts.reading.evidence_tokens)
         fields[NUMBERED] = Field(BOOL, facts.reading.numbered)
     tensors = [
         NewTensor(f"{name}.{half}", "F16", tuple(reversed(weights.shape)), partial(_once, _halves(name, weights)))
