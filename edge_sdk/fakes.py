@@ -92,7 +92,7 @@ class FakeReader:
             if start >= 0:
                 odds = tuple(self._support if at == number else -self._support for at in range(len(passages)))
                 best = Span(number, start, start + len(answer), answer, -0.1)
-                return Extract(best, (), self._support, self._support, odds, None)
+                return Extract(best, (), self._support, self._support, odds, None, likely=(best,))
         return Extract(None, (), 0.0, -self._support, (-self._support,) * len(passages), None)
 
 

@@ -104,6 +104,22 @@ def test_a_sheet_is_read_once_for_all_its_questions(engine: GgufEngine) -> None:
     assert sum(sheet.length for sheet in sheets) < 0.4 * apart
 
 
+def test_with_chosen_sentences_each_question_has_its_own_and_they_hold_the_answer(engine: GgufEngine) -> None:
+    maker, reading = TaskMaker(examples(), Lessons(unanswerable=0.3)), Reading(1500, True, 20)
+    sheets = make_sheets(maker, engine, reading, END, seed=3)
+    asked = {each.question: each for each in examples()}
+    seen: Counter[bool] = Counter()
+    for sheet in sheets:
+        for prompt, answer in texts(engine, sheet):
+            question = prompt.rpartition("Question: ")[2].partition("\n")[0]
+            read = prompt.rpartition("user\n")[2].rpartition("\n\nQuestion: ")[0]
+            assert asked[question].passage not in read  # some sentences only
+            seen[is_refusal(answer)] += 1
+            assert is_refusal(answer) or answer.partition("<")[0].partition(" [")[0] in read
+    assert seen[True] >= 3 and seen[False] >= 8
+    assert all(sheet.prefix for sheet in sheets)  # what all prompts begin with is read once
+
+
 def test_a_passage_without_room_takes_its_questions_along(engine: GgufEngine) -> None:
     """What is left out is left out whole: no question is taught without its passage, no number points elsewhere."""
     maker = TaskMaker(examples(), Lessons(brief=0.0, unanswerable=0.0))

@@ -17,7 +17,7 @@ from edge_sdk.confidence.logistic import Term
 from edge_sdk.conversation import Conversation
 from edge_sdk.drafting import Draft, Drafter, Manner
 from edge_sdk.engines.engine import Generation
-from edge_sdk.fakes import FakeEncoder, FakeEngine
+from edge_sdk.fakes import FakeEncoder, FakeEngine, FakeReader
 from edge_sdk.judge import Judge
 from edge_sdk.prompt import Reading
 from edge_sdk.records import Event, GenerateOptions, Message
@@ -174,6 +174,23 @@ def test_a_question_that_follows_up_is_understood_with_the_one_before() -> None:
     chosen(10, conversation=conversation)
     engine, _ = chosen(10, "And when?", conversation)
     assert "Gustave Eiffel built the tower in 1889." in engine.prompts[0].rsplit("<|user|>", 1)[1]
+
+
+def test_what_a_reader_found_helps_to_choose() -> None:
+    asked, texts = "How was the weather?", [each.passage.text for each in PASSAGES]
+    extract = FakeReader({asked: "wet"}).read(asked, texts)
+    for found, shown in ((extract, True), (None, False)):
+        engine = FakeEngine("Wet.")
+        drafted(Drafter(engine, Reading(600, False, 10)).draft(asked, PASSAGES, judge(), Manner(), found))
+        assert ("The streets were wet" in engine.prompts[0]) is shown
+
+
+def test_a_reader_that_helps_to_choose_is_part_of_the_set_up() -> None:
+    words = drafter(evidence_tokens=150)
+    changed = words.setup("bm25", "MiniLM", reader="abc").differences(words.setup("bm25", "MiniLM"))
+    assert changed == ["passages", "reader"]
+    whole = drafter().setup("bm25", "MiniLM", reader="abc").differences(drafter().setup("bm25", "MiniLM"))
+    assert whole == ["reader"]
 
 
 def test_vectors_that_help_to_choose_are_part_of_the_set_up() -> None:

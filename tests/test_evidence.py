@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from edge_sdk.evidence import Excerpt, choose, sentences
 from edge_sdk.fakes import FakeEncoder
+from edge_sdk.readers.extract import Span
 from edge_sdk.records import Hit, Passage
 
 TOWER = "It rained in May. The tower was built by Gustave Eiffel. Its height is 330 metres. Nobody was hurt."
@@ -100,6 +101,36 @@ def test_vectors_find_what_says_it_in_other_words() -> None:
     found = choose("How tall?", [hit(TOWER)], 5, count=count, encode=encode)
     assert texts(found) == ["Its height is 330 metres."]
     assert texts(choose("How tall?", [hit(TOWER)], 5, count=count)) != texts(found)
+
+
+def span(text: str, words: str, probability: float, passage: int = 0) -> Span:
+    start = text.index(words)
+    return Span(passage, start, start + len(words), words, float(np.log(probability)))
+
+
+def test_where_a_reader_found_the_answer_is_read_even_if_it_shares_no_word() -> None:
+    hits = [hit(RIVER), hit(TOWER, 2)]
+    found = [span(TOWER, "330 metres", 0.5, 1), span(TOWER, "330", 0.2, 1), span(RIVER, "Basel", 0.001)]
+    assert texts(choose("How big is it?", hits, 5, count=count, likely=found)) == ["Its height is 330 metres."]
+    assert texts(choose("How big is it?", hits, 5, count=count, likely=found[2:])) != ["Its height is 330 metres."]
+
+
+def test_what_a_reader_found_weighs_less_than_being_right_about_all_words() -> None:
+    faint = [span(TOWER, "330 metres", 0.02)]
+    found = choose("Who built the tower?", [hit(TOWER)], 7, count=count, likely=faint)
+    assert texts(found) == ["The tower was built by Gustave Eiffel."]
+
+
+@given(st.lists(WORDS, min_size=1, max_size=4), st.data())
+def test_spans_anywhere_in_the_passages_only_reorder_sentences(passages: list[str], data: st.DataObject) -> None:
+    hits = [hit(text, number) for number, text in enumerate(passages, 1)]
+    spans = []
+    for _ in range(3):
+        number = data.draw(st.integers(0, len(passages) - 1))
+        start = data.draw(st.integers(0, len(passages[number])))
+        score = data.draw(st.floats(-50, 0.1))
+        spans.append(Span(number, start, start + 1, passages[number][start : start + 1], score))
+    assert choose("a", hits, 10_000, count=count, likely=spans) == choose("a", hits, 10_000, count=count)
 
 
 def test_a_better_passage_wins_between_equal_sentences() -> None:

@@ -26,7 +26,11 @@ from edge_sdk.records import GenerateOptions
 from quantize.pack import Part, build_bundle
 
 pytest.importorskip("llama_cpp")
-TAUGHT = {"edge.prompt_tokens": Field(U32, 512), "edge.numbered": Field(BOOL, False)}
+TAUGHT = {
+    "edge.prompt_tokens": Field(U32, 512),
+    "edge.evidence_tokens": Field(U32, 64),
+    "edge.numbered": Field(BOOL, False),
+}
 
 
 def settings(home: Path, **flags: object) -> Settings:
@@ -65,7 +69,7 @@ def test_an_adapter_is_given_by_its_file_and_says_how_it_reads(tmp_path: Path, m
     plain, taught = tiny_adapter(tmp_path / "p.gguf"), tiny_adapter(tmp_path / "t.gguf", fields=TAUGHT)
     assert loaded(settings(tmp_path, model=str(model))) == (None, Reading())
     assert loaded(settings(tmp_path, model=str(model), adapter=str(plain))) == ("p.gguf", Reading())
-    assert loaded(settings(tmp_path, model=str(model), adapter=str(taught))) == ("t.gguf", Reading(512, False))
+    assert loaded(settings(tmp_path, model=str(model), adapter=str(taught))) == ("t.gguf", Reading(512, False, 64))
     from_environment = load_settings(
         {"home": tmp_path, "model": str(model), "context": 256}, {"EDGE_ADAPTER": str(plain)}
     )
@@ -88,7 +92,7 @@ def test_how_many_sentences_are_chosen_is_the_models_the_bundles_or_the_settings
 def test_a_bundles_only_adapter_is_used_unless_told_otherwise(tmp_path: Path, model: Path) -> None:
     own, style = tiny_adapter(tmp_path / "own.gguf", seed=9), tiny_adapter(tmp_path / "style.gguf", fields=TAUGHT)
     packed = bundle(tmp_path, model, style=style)
-    assert loaded(settings(tmp_path, bundle=packed)) == ("style.gguf", Reading(512, False))
+    assert loaded(settings(tmp_path, bundle=packed)) == ("style.gguf", Reading(512, False, 64))
     assert loaded(settings(tmp_path, bundle=packed, adapter="none")) == (None, Reading())
     assert loaded(settings(tmp_path, bundle=packed, adapter=str(own))) == ("own.gguf", Reading())
     assert loaded(settings(tmp_path, bundle=packed, model=str(model))) == (None, Reading())

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from teachers import ScriptedTeacher
 
 from edge_sdk.errors import ConfigError, EdgeError, EngineError
-from edge_sdk.fakes import FakeEngine
+from edge_sdk.fakes import FakeEngine, FakeReader
 from quantize.metrics import contains
 from quantize.recipes.evaluation import (
     Given,
@@ -25,7 +25,7 @@ from quantize.recipes.evaluation import (
     rights,
     tasks_of,
 )
-from quantize.recipes.systems import DecoderSystem, SentenceRule, TeacherSystem, best_sentence, size_of
+from quantize.recipes.systems import DecoderSystem, Evidence, SentenceRule, TeacherSystem, best_sentence, size_of
 from quantize.training_data.example import Example
 
 EXAMPLES = [
@@ -160,6 +160,22 @@ def test_a_decoder_is_asked_with_all_passages_and_its_mark_is_the_citation(tmp_p
     assert "First text." in engine.prompts[0] and "[2] Second text." in engine.prompts[0]
     assert said.signals["least log-probability"] <= said.signals["mean log-probability"] < 0
     assert system.bytes == 30 == size_of(tmp_path)
+
+
+def test_a_decoder_that_was_taught_with_sentences_is_given_those_of_the_reader() -> None:
+    passages = ("It rained. Nobody came.", "The tower is red. It was Ann who built it.")
+    reader = FakeReader({"Whose work is this?": "Ann"})
+    engine = FakeEngine("Ann [1].")
+    evidence = Evidence(8, reader=reader)  # type: ignore[arg-type]
+    system = DecoderSystem(engine, [], "tiny", evidence=evidence)
+    ((_, said),) = list(system.answers([Task("Whose work is this?", passages)]))
+    assert "[1] It was Ann who built it." in engine.prompts[0]
+    assert not any(other in engine.prompts[0] for other in ("rained", "is red"))
+    assert said.cited == 1  # the passage's place in the task, not in the prompt
+    others = {
+        DecoderSystem(engine, [], "tiny", evidence=each).fingerprint for each in (None, Evidence(8), evidence)
+    }
+    assert len(others) == 3
 
 
 def test_a_decoder_whose_context_is_too_small_says_so() -> None:

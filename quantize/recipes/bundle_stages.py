@@ -164,7 +164,7 @@ def _contents(job: Job, recipe: Recipe, settings: Settings) -> pack.Recipe:
             role, path = made
             parts.append(pack.Part(role, path, part.licence, f"{recipe.name} {role.partition(':')[0]}"))
             if role == "decoder" and recipe.decoder is not None:
-                reading = Reading(recipe.decoder.prompt_tokens, True)
+                reading = recipe.decoder.reading
     return pack.Recipe(
         name=recipe.name,
         version=part.version,

@@ -16,7 +16,6 @@ from edge_sdk.device import cpu_features
 from edge_sdk.errors import ConfigError, MissingExtraError
 from edge_sdk.hub.models import InstalledModel
 from edge_sdk.model_files.gguf_header import read_header
-from edge_sdk.prompt import Reading
 
 from ..training_data.example import read_examples
 from .data_stages import TRAIN
@@ -69,7 +68,7 @@ def _train(job: Job, part: DecoderPart, base: InstalledModel, settings: Settings
     if not isinstance(end, int):
         raise ConfigError(f"{base.name} names no token that ends an answer", hint="take a model made for chats")
     examples = list(read_examples(job.results["curate"].folder / TRAIN))
-    maker, reading = TaskMaker(examples, Lessons()), _reading(part)
+    maker, reading = TaskMaker(examples, Lessons()), part.reading
     engine = GgufEngine.open(base.path, context=part.prompt_tokens, threads=settings.threads, sha256=base.sha256)
 
     @lru_cache(maxsize=1)
@@ -128,14 +127,10 @@ def _export(job: Job, part: DecoderPart, base: InstalledModel, recipe: Recipe) -
         return {"bytes": out.stat().st_size}
     out, licence = job.folder / ADAPTER, recipe.bundle.licence if recipe.bundle else None
     facts = AdapterFacts(
-        f"{recipe.name} adapter", base.spec.name if base.spec else None, reading=_reading(part), licence=licence
+        f"{recipe.name} adapter", base.spec.name if base.spec else None, reading=part.reading, licence=licence
     )
     header = write_adapter(model, base.path, out, facts)
     return {"bytes": out.stat().st_size, "rank": header.rank, "matrices": len(header.adapted)}
-
-
-def _reading(part: DecoderPart) -> Reading:
-    return Reading(part.prompt_tokens, True, part.evidence_tokens)
 
 
 def _fast() -> bool:

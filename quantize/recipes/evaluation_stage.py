@@ -40,12 +40,12 @@ from .evaluation import (
     rights,
     tasks_of,
 )
-from .opening import open_teacher, teacher_facts, teacher_name
+from .opening import open_near, open_teacher, teacher_facts, teacher_name
 from .other_figures import other_figures
 from .recipe import Recipe
 from .stages import Job, Stage
 from .student_stages import READER
-from .systems import DecoderSystem, ReaderSystem, SentenceRule, TeacherSystem, size_of
+from .systems import DecoderSystem, Evidence, ReaderSystem, SentenceRule, TeacherSystem, size_of
 from .teacher_stages import REPLIES, KeptTeacher
 
 DOCUMENT, PAGE, TEXT = "evaluation.json", "report.html", "report.md"
@@ -60,6 +60,8 @@ def evaluation_stage(recipe: Recipe, settings: Settings, before: Sequence[str]) 
     files |= {f"test {name}": part.test for name, part in recipe.head.items() if part.test is not None}
     if recipe.decoder is not None:
         files["decoder"] = resolve(recipe.decoder.base, settings).path
+        if recipe.decoder.evidence_tokens:
+            files["encoder"] = resolve(recipe.data.encoder, settings).path
     facts = {**asdict(recipe.evaluate), "data": None, "seed": recipe.seed}
     if recipe.teacher is not None and recipe.evaluate.teacher:
         facts["answers"] = teacher_facts(recipe.teacher, settings)
@@ -118,7 +120,7 @@ def _systems(job: Job, recipe: Recipe, settings: Settings) -> Iterator[tuple[str
         yield "baseline", _rule()
     if recipe.decoder is not None:
         base = resolve(recipe.decoder.base, settings)
-        yield "student", _decoder(base, job.results["decoder-export"].folder, "decoder", settings)
+        yield "student", _student_decoder(job, recipe, base, settings)
         yield "baseline", _decoder(base, None, f"{base.name}, untrained", settings)
     if recipe.teacher is not None and recipe.evaluate.teacher and (recipe.reader or recipe.decoder):
         yield "teacher", _teacher(recipe, settings)
@@ -136,14 +138,30 @@ def _rule() -> Iterator[System]:
 
 
 @contextmanager
-def _decoder(base: InstalledModel, made: Path | None, name: str, settings: Settings) -> Iterator[System]:
+def _student_decoder(job: Job, recipe: Recipe, base: InstalledModel, settings: Settings) -> Iterator[System]:
+    """The decoder, given sentences where it was taught with such; the reader, if there is one, helps to choose."""
+    made, evidence = job.results["decoder-export"].folder, None
+    with ExitStack() as stack:
+        if recipe.decoder is not None and (tokens := recipe.decoder.evidence_tokens):
+            found = job.results.get("reader-export")
+            reader = Reader.open(found.folder / READER, threads=settings.threads) if found is not None else None
+            evidence = Evidence(tokens, stack.enter_context(open_near(recipe, settings)), reader)
+        yield stack.enter_context(_decoder(base, made, "decoder", settings, evidence))
+
+
+@contextmanager
+def _decoder(
+    base: InstalledModel, made: Path | None, name: str, settings: Settings, evidence: Evidence | None = None
+) -> Iterator[System]:
     """The base with the adapter in `made`, the file there in its place, or the base alone."""
     adapter = made / ADAPTER if made is not None and (made / ADAPTER).is_file() else None
     path = made / DECODER if made is not None and adapter is None else base.path
     engine = GgufEngine.open(path, name=name, context=_CONTEXT, threads=settings.threads, adapter=adapter)
     try:
         numbered = made is not None or base.reading.numbered
-        yield DecoderSystem(engine, [path, *([adapter] if adapter else [])], name, numbered=numbered)
+        yield DecoderSystem(
+            engine, [path, *([adapter] if adapter else [])], name, numbered=numbered, evidence=evidence
+        )
     finally:
         engine.close()
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from edge_sdk.errors import ConfigError
 from edge_sdk.fallback.budget import Budget, Prices
+from edge_sdk.prompt import Reading
 
 from .tables import between, one_of, read_toml, table
 
@@ -92,6 +93,11 @@ class DecoderPart:
     evidence_tokens: int = between(0, 1 << 16, default=0)  # of sentences chosen from its passages; 0: all of them
     confidence: float = between(0.0, 1.0, default=0.0)  # share of steps that teach to be sure only when right
     quantize: str | None = None  # type of a full student's file, trained on its grid; none: the base's precision
+
+    @property
+    def reading(self) -> Reading:
+        """How it is taught to read documents."""
+        return Reading(self.prompt_tokens, True, self.evidence_tokens)
 
 
 @dataclass(frozen=True)

@@ -11,14 +11,17 @@ import re
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 from statistics import fmean
 from threading import Event
 
 from edge_sdk.citations import is_refusal, resolve_citations
+from edge_sdk.encoders.embed import Encoder
 from edge_sdk.engines.engine import Engine
 from edge_sdk.errors import ContextOverflowError
+from edge_sdk.evidence import RULE, choose
 from edge_sdk.prompt import Style, build_prompt
 from edge_sdk.readers.reader import Reader
 from edge_sdk.records import GenerateOptions, Hit, Passage, Token
@@ -71,15 +74,46 @@ class ReaderSystem:
             )
 
 
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """So many `tokens` of sentences in the place of whole passages, chosen as `edge ask` does with these models."""
+
+    tokens: int
+    encoder: Encoder | None = None
+    reader: Reader | None = None
+
+    @property
+    def fingerprint(self) -> str:
+        """Names all that decides what is chosen."""
+        models = [each.fingerprint for each in (self.encoder, self.reader) if each is not None]
+        return f"{self.tokens} of {RULE} {' '.join(models)}"
+
+    def texts(self, question: str, hits: Sequence[Hit], engine: Engine) -> dict[Hit, str]:
+        """What the engine is given of each passage that it is given anything of."""
+        likely = self.reader.read(question, [hit.passage.text for hit in hits]).likely if self.reader else ()
+        encode = self.encoder.encode if self.encoder is not None else None
+        excerpts = choose(question, hits, self.tokens, count=engine.count, encode=encode, likely=likely)
+        return {excerpt.hit: excerpt.text for excerpt in excerpts}
+
+
 class DecoderSystem:
-    """A language model with the prompt of `edge ask`: all passages of a task are in it, numbered."""
+    """A language model with the prompt of `edge ask`: all passages of a task, or sentences of them, are in it."""
 
     def __init__(
-        self, engine: Engine, files: Sequence[Path], name: str, *, style: Style = "full", numbered: bool = True
+        self,
+        engine: Engine,
+        files: Sequence[Path],
+        name: str,
+        *,
+        style: Style = "full",
+        numbered: bool = True,
+        evidence: Evidence | None = None,
     ) -> None:
-        """`files` are those that a device needs for it."""
+        """`files` are those that a device needs for it; without `evidence` it is given whole passages."""
         self.name, self._engine, self._style, self._numbered = name, engine, style, numbered
-        self.fingerprint = f"decoder {engine.fingerprint} {style} {numbered} {MAX_TOKENS}"
+        self._evidence = evidence
+        chosen = f" {evidence.fingerprint}" if evidence is not None else ""
+        self.fingerprint = f"decoder {engine.fingerprint} {style} {numbered} {MAX_TOKENS}{chosen}"
         self.bytes = sum(map(size_of, files))
 
     def answers(self, tasks: Sequence[Task], cancel: Event | None = None) -> Iterator[tuple[int, Given]]:
@@ -96,13 +130,16 @@ class DecoderSystem:
             for at, text in enumerate(task.passages)
         ]
         engine, room = self._engine, self._engine.context - MAX_TOKENS
+        started = time.perf_counter()
+        texts = {hit: hit.passage.text for hit in hits}
+        if self._evidence is not None:
+            texts = self._evidence.texts(task.question, hits, engine)
         prompt = build_prompt(
-            task.question, hits, render=engine.render, count=engine.count, budget=room, limit=room,
-            style=self._style, numbered=self._numbered,
+            task.question, list(texts), render=engine.render, count=engine.count, budget=room, limit=room,
+            style=self._style, numbered=self._numbered, shown=texts.__getitem__,
         )  # fmt: skip
         if prompt.left_out:
-            raise ContextOverflowError(engine.count(" ".join(task.passages)), MAX_TOKENS, engine.context)
-        started = time.perf_counter()
+            raise ContextOverflowError(engine.count(" ".join(texts.values())), MAX_TOKENS, engine.context)
         tokens = list(engine.generate(prompt.text, GenerateOptions(max_tokens=MAX_TOKENS), cancel))
         milliseconds = (time.perf_counter() - started) * 1000
         cited = resolve_citations("".join(token.text for token in tokens), prompt.passages)

@@ -3,7 +3,8 @@
     .venv/bin/python tests/bench/students.py examples/assistant/assistant.edge --data squad --kept answers/
 
 Every question comes with its passage among distractors, and some of them again without it. The decoder is the
-adapter's base with the adapter; `--remote` answers with the same prompt and is what the cascade falls back to.
+adapter's base with the adapter, given sentences where it was taught so; `--remote` and the untrained base are given
+the passages whole, and the first is what the cascade falls back to.
 Answers are kept in `--kept`, so an interrupted run goes on. One JSON document is the last line.
 """
 
@@ -22,12 +23,13 @@ from edge_sdk.commands.measure import stamped
 from edge_sdk.config import Settings, load_settings
 from edge_sdk.engines.engine_gguf import GgufEngine
 from edge_sdk.hub.models import resolve
+from edge_sdk.loading import load_encoder
 from edge_sdk.model_files.gguf_adapter import read_adapter
 from edge_sdk.readers.reader import Reader
 from quantize.recipes.evaluation import Given, System, answer_all, measure, tasks_of
 from quantize.recipes.evaluation_stage import evaluation_document
 from quantize.recipes.recipe import EvaluatePart, Recipe
-from quantize.recipes.systems import DecoderSystem, ReaderSystem, SentenceRule
+from quantize.recipes.systems import DecoderSystem, Evidence, ReaderSystem, SentenceRule
 from quantize.training_data.data_files import read_data
 
 CONTEXT = 4096
@@ -41,20 +43,27 @@ def systems(bundle: Path, remote: str, settings: Settings) -> Iterator[tuple[str
         yield "baseline", nullcontext(SentenceRule())
     if adapters := opened.paths("adapter:default"):
         base = str(read_adapter(adapters[0]).base)
-        yield "student", decoder(base, "decoder", settings, adapters[0])
+        yield "student", decoder(base, "decoder", settings, adapters[0], folder)
         yield "baseline", decoder(base, f"{base}, untrained", settings)
     yield "teacher", decoder(remote, f"{remote} (remote)", settings)
 
 
 @contextmanager
-def decoder(name: str, title: str, settings: Settings, adapter: Path | None = None) -> Iterator[System]:
-    """A model of the catalog, with an adapter or as it is."""
+def decoder(
+    name: str, title: str, settings: Settings, adapter: Path | None = None, reader: Path | None = None
+) -> Iterator[System]:
+    """A model of the catalog, with an adapter and the sentences that it was taught to read, or as it is."""
     model = resolve(name, settings)
     files = [model.path, *([] if adapter is None else [adapter])]
+    evidence = None
+    if adapter is not None and (tokens := read_adapter(adapter).evidence_tokens):
+        opened = None if reader is None else Reader.open(reader, threads=settings.threads)
+        evidence = Evidence(tokens, load_encoder(settings), opened)
     with GgufEngine.open(
         model.path, name=title, context=CONTEXT, threads=settings.threads, sha256=model.sha256, adapter=adapter
     ) as engine:
-        yield DecoderSystem(engine, files, title, numbered=adapter is not None or model.reading.numbered)
+        numbered = adapter is not None or model.reading.numbered
+        yield DecoderSystem(engine, files, title, numbered=numbered, evidence=evidence)
 
 
 def main() -> None:
