@@ -19,6 +19,7 @@ from quantize.students.decoder_data import (
     Lessons,
     Neighbours,
     Sheet,
+    Task,
     TaskMaker,
     as_hits,
     make_sheets,
@@ -118,6 +119,24 @@ def test_with_chosen_sentences_each_question_has_its_own_and_they_hold_the_answe
             assert is_refusal(answer) or answer.partition("<")[0].partition(" [")[0] in read
     assert seen[True] >= 3 and seen[False] >= 8
     assert all(sheet.prefix for sheet in sheets)  # what all prompts begin with is read once
+
+
+def test_an_answer_that_stands_in_what_is_shown_is_learned_however_it_is_written(engine: GgufEngine) -> None:
+    glued = "The film has a director.Aleksander Ford made it.It rained."
+    asked = [Example("Who made the film?", glued, ("Aleksander Ford",)), *examples()[:4]]
+    for reading in (READING, Reading(1500, True, 30)):
+        sheets = make_sheets(TaskMaker(asked, Lessons(unanswerable=0.0)), engine, reading, END)
+        told = [answer for sheet in sheets for _, answer in texts(engine, sheet)]
+        assert any(answer.strip().startswith("Aleksander Ford") for answer in told)
+
+
+def test_a_model_that_is_judged_gets_no_help_from_the_answer(engine: GgufEngine) -> None:
+    passages = ("It rained in May. The figure is 330 metres.", "Nobody came. All went well.")
+    prompts = {
+        task_prompt(Task("What is its size?", passages, 1, (answer,)), engine, Reading(1500, True, 4)).text
+        for answer in ("330 metres", "rained", "May")
+    }
+    assert len(prompts) == 1
 
 
 def test_a_passage_without_room_takes_its_questions_along(engine: GgufEngine) -> None:

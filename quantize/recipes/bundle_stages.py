@@ -63,7 +63,7 @@ def bundle_stages(recipe: Recipe, settings: Settings, before: Sequence[str]) -> 
     }
     return [
         Stage("assemble", 1, lambda job: _assemble(job, recipe, settings), facts, files, made),
-        Stage("calibrate", 3, lambda job: calibrate_bundle(job, settings), {}, {}, ("curate", "assemble")),
+        Stage("calibrate", 4, lambda job: calibrate_bundle(job, settings), {}, {}, ("curate", "assemble")),
         Stage(
             "pack",
             1,

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from edge_sdk.config import Settings
 from edge_sdk.device import cpu_features
 from edge_sdk.errors import ConfigError, MissingExtraError
+from edge_sdk.evidence import RULE
 from edge_sdk.hub.models import InstalledModel
 from edge_sdk.model_files.gguf_header import read_header
 
@@ -42,7 +43,7 @@ def decoder_stages(recipe: Recipe, part: DecoderPart, base: InstalledModel, sett
             "decoder",
             1,
             lambda job: _train(job, part, base, settings, recipe.seed),
-            learned | {"seed": recipe.seed},
+            learned | {"seed": recipe.seed, "sentences": RULE},
             {"base": base.path},
             ("curate",),
         ),
@@ -50,7 +51,8 @@ def decoder_stages(recipe: Recipe, part: DecoderPart, base: InstalledModel, sett
             "decoder-export",
             1,
             lambda job: _export(job, part, base, recipe),
-            {"name": recipe.name, "licence": recipe.bundle.licence if recipe.bundle else None, "of": base.name},
+            {"name": recipe.name, "licence": recipe.bundle.licence if recipe.bundle else None, "of": base.name}
+            | asdict(part.reading),
             {"base": base.path},
             ("decoder",),
         ),

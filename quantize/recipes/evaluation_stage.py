@@ -15,8 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from edge_sdk.config import Settings
+from edge_sdk.encoders.encoders import open_encoder
 from edge_sdk.engines.engine_gguf import GgufEngine
 from edge_sdk.errors import CalibrationError
+from edge_sdk.evidence import RULE
 from edge_sdk.hub.models import InstalledModel, resolve
 from edge_sdk.readers.reader import Reader
 
@@ -40,11 +42,11 @@ from .evaluation import (
     rights,
     tasks_of,
 )
-from .opening import open_near, open_teacher, teacher_facts, teacher_name
+from .opening import open_teacher, teacher_facts, teacher_name
 from .other_figures import other_figures
 from .recipe import Recipe
 from .stages import Job, Stage
-from .student_stages import READER
+from .student_stages import ENCODER, READER
 from .systems import DecoderSystem, Evidence, ReaderSystem, SentenceRule, TeacherSystem, size_of
 from .teacher_stages import REPLIES, KeptTeacher
 
@@ -63,9 +65,11 @@ def evaluation_stage(recipe: Recipe, settings: Settings, before: Sequence[str]) 
         if recipe.decoder.evidence_tokens:
             files["encoder"] = resolve(recipe.data.encoder, settings).path
     facts = {**asdict(recipe.evaluate), "data": None, "seed": recipe.seed}
+    if recipe.decoder is not None:
+        facts["reading"] = {**asdict(recipe.decoder.reading), "rule": RULE}
     if recipe.teacher is not None and recipe.evaluate.teacher:
         facts["answers"] = teacher_facts(recipe.teacher, settings)
-    return Stage("evaluate", 2, lambda job: _evaluate(job, recipe, settings), facts, files, ("curate", *made))
+    return Stage("evaluate", 3, lambda job: _evaluate(job, recipe, settings), facts, files, ("curate", *made))
 
 
 def _evaluate(job: Job, recipe: Recipe, settings: Settings) -> Mapping[str, Any]:
@@ -120,8 +124,10 @@ def _systems(job: Job, recipe: Recipe, settings: Settings) -> Iterator[tuple[str
         yield "baseline", _rule()
     if recipe.decoder is not None:
         base = resolve(recipe.decoder.base, settings)
-        yield "student", _student_decoder(job, recipe, base, settings)
-        yield "baseline", _decoder(base, None, f"{base.name}, untrained", settings)
+        evidence = _evidence(job, recipe, settings)
+        made = job.results["decoder-export"].folder
+        yield "student", _decoder(base, made, "decoder", settings, evidence)
+        yield "baseline", _decoder(base, None, f"{base.name}, untrained", settings, evidence)
     if recipe.teacher is not None and recipe.evaluate.teacher and (recipe.reader or recipe.decoder):
         yield "teacher", _teacher(recipe, settings)
 
@@ -137,21 +143,23 @@ def _rule() -> Iterator[System]:
     yield SentenceRule()
 
 
-@contextmanager
-def _student_decoder(job: Job, recipe: Recipe, base: InstalledModel, settings: Settings) -> Iterator[System]:
-    """The decoder, given sentences where it was taught with such; the reader, if there is one, helps to choose."""
-    made, evidence = job.results["decoder-export"].folder, None
-    with ExitStack() as stack:
-        if recipe.decoder is not None and (tokens := recipe.decoder.evidence_tokens):
-            found = job.results.get("reader-export")
-            reader = Reader.open(found.folder / READER, threads=settings.threads) if found is not None else None
-            evidence = Evidence(tokens, stack.enter_context(open_near(recipe, settings)), reader)
-        yield stack.enter_context(_decoder(base, made, "decoder", settings, evidence))
+def _evidence(job: Job, recipe: Recipe, settings: Settings) -> Evidence | None:
+    """What chooses sentences for the decoder and its baseline, where it was taught with such: the models made here,
+    as far as there are any."""
+    if recipe.decoder is None or not (tokens := recipe.decoder.evidence_tokens):
+        return None
+    encoder, reader = job.results.get("encoder"), job.results.get("reader-export")
+    vectors = encoder.folder / ENCODER if encoder is not None else resolve(recipe.data.encoder, settings).directory
+    return Evidence(
+        tokens,
+        open_encoder(vectors),
+        None if reader is None else Reader.open(reader.folder / READER, threads=settings.threads),
+    )
 
 
 @contextmanager
 def _decoder(
-    base: InstalledModel, made: Path | None, name: str, settings: Settings, evidence: Evidence | None = None
+    base: InstalledModel, made: Path | None, name: str, settings: Settings, evidence: Evidence | None
 ) -> Iterator[System]:
     """The base with the adapter in `made`, the file there in its place, or the base alone."""
     adapter = made / ADAPTER if made is not None and (made / ADAPTER).is_file() else None
@@ -159,9 +167,8 @@ def _decoder(
     engine = GgufEngine.open(path, name=name, context=_CONTEXT, threads=settings.threads, adapter=adapter)
     try:
         numbered = made is not None or base.reading.numbered
-        yield DecoderSystem(
-            engine, [path, *([adapter] if adapter else [])], name, numbered=numbered, evidence=evidence
-        )
+        files = [path, *([adapter] if adapter else [])]
+        yield DecoderSystem(engine, files, name, numbered=numbered, evidence=evidence)
     finally:
         engine.close()
 

@@ -22,6 +22,7 @@ from edge_sdk.encoders.embed import Encoder
 from edge_sdk.engines.engine import Engine
 from edge_sdk.errors import ContextOverflowError
 from edge_sdk.evidence import RULE, choose
+from edge_sdk.extracting import READ
 from edge_sdk.prompt import Style, build_prompt
 from edge_sdk.readers.reader import Reader
 from edge_sdk.records import GenerateOptions, Hit, Passage, Token
@@ -76,7 +77,10 @@ class ReaderSystem:
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """So many `tokens` of sentences in the place of whole passages, chosen as `edge ask` does with these models."""
+    """So many `tokens` of sentences in the place of whole passages, chosen as `edge ask` does with these models.
+
+    But all passages of a task count as found equally well.
+    """
 
     tokens: int
     encoder: Encoder | None = None
@@ -90,7 +94,7 @@ class Evidence:
 
     def texts(self, question: str, hits: Sequence[Hit], engine: Engine) -> dict[Hit, str]:
         """What the engine is given of each passage that it is given anything of."""
-        likely = self.reader.read(question, [hit.passage.text for hit in hits]).likely if self.reader else ()
+        likely = self.reader.read(question, [hit.passage.text for hit in hits[:READ]]).likely if self.reader else ()
         encode = self.encoder.encode if self.encoder is not None else None
         excerpts = choose(question, hits, self.tokens, count=engine.count, encode=encode, likely=likely)
         return {excerpt.hit: excerpt.text for excerpt in excerpts}

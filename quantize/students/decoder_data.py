@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import re
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from random import Random
 from typing import Protocol
@@ -27,6 +27,7 @@ from ..metrics import contains
 from ..teachers.teacher import Request
 from ..teachers.top_logits import TopLogits, TopLogitsFile
 from ..training_data.example import Example
+from ..training_data.locate import locate
 
 _WORD = re.compile(r"\w{3,}")
 _COMMON = 0.05  # share of passages beyond which a word says nothing of what a passage is about
@@ -222,9 +223,10 @@ def _sheets(
     """Tasks that share passages, as one sheet; more where a long question leaves no room for all passages."""
     sharing: dict[tuple[int, ...], list[tuple[list[int], int]]] = defaultdict(list)
     for task in tasks:
-        prompt = task_prompt(task, tokenizer, reading)
+        shown = _shown(task, tokenizer, reading, _likely(task))
+        prompt = _prompt(task, tokenizer, reading, shown)
         read = tuple(hit.passage.id for hit in prompt.passages)
-        if task.gold and (task.gold not in read or not contains(prompt.messages[-1].content, task.answers)):
+        if task.gold and not (task.gold in read and _is_told(task, shown)):
             continue
         cites = reading.numbered and task.style == "full" and task.gold
         before = tokenizer.tokens(prompt.text)
@@ -257,33 +259,45 @@ def soft_sheets(requests: Sequence[Request], top: TopLogitsFile, tokenizer: Toke
 
 
 def task_prompt(task: Task, engine: Renderer, reading: Reading) -> Prompt:
-    """The prompt for a task. Its passages are numbered by their place in the task.
+    """The prompt for a task, as it is put to a model that is judged; passages are numbered in the task's order."""
+    return _prompt(task, engine, reading, _shown(task, engine, reading))
 
-    Sentences are chosen as if a reader had found the answer, so that those that hold it are there nearly always.
-    """
-    hits = as_hits(task.passages)
-    texts = {hit: hit.passage.text for hit in hits}
-    if wanted := reading.evidence_tokens:
-        excerpts = choose(task.question, hits, wanted, count=engine.count, likely=_likely(task))
-        texts = {excerpt.hit: excerpt.text for excerpt in excerpts}
+
+def _prompt(task: Task, engine: Renderer, reading: Reading, shown: Mapping[Hit, str]) -> Prompt:
     return build_prompt(
         task.question,
-        list(texts),
+        list(shown),
         render=engine.render,
         count=engine.count,
         budget=reading.prompt_tokens,
         limit=reading.prompt_tokens,
         style=task.style,
         numbered=reading.numbered,
-        shown=texts.__getitem__,
+        shown=shown.__getitem__,
     )
 
 
+def _shown(task: Task, engine: Renderer, reading: Reading, likely: Sequence[Span] = ()) -> dict[Hit, str]:
+    """What is given of each passage that anything is given of."""
+    hits, wanted = as_hits(task.passages), reading.evidence_tokens
+    if not wanted:
+        return {hit: hit.passage.text for hit in hits}
+    excerpts = choose(task.question, hits, wanted, count=engine.count, likely=likely)
+    return {excerpt.hit: excerpt.text for excerpt in excerpts}
+
+
+def _is_told(task: Task, shown: Mapping[Hit, str]) -> bool:
+    """Whether an answer stands in what is given of its passage; sentences that were left out may have had it."""
+    given = next(text for hit, text in shown.items() if hit.passage.id == task.gold)
+    whole = given == task.passages[task.gold - 1]
+    return whole or any(locate(answer, given) is not None for answer in task.answers)
+
+
 def _likely(task: Task) -> list[Span]:
-    """Where the first answer stands in its passage."""
+    """Where the first answer stands in its passage, as a reader that is right would find it."""
     text = task.passages[task.gold - 1] if task.gold else ""
-    start = next((at for answer in task.answers if (at := text.find(answer)) >= 0), -1)
-    return [Span(task.gold - 1, start, start + 1, text[start : start + 1], _FOUND)] if start >= 0 else []
+    places = (place for answer in task.answers if (place := locate(answer, text)) is not None)
+    return [Span(task.gold - 1, *place, text[slice(*place)], _FOUND) for place in places][:1]
 
 
 def as_hits(passages: Sequence[str]) -> list[Hit]:

@@ -3,8 +3,8 @@
     .venv/bin/python tests/bench/students.py examples/assistant/assistant.edge --data squad --kept answers/
 
 Every question comes with its passage among distractors, and some of them again without it. The decoder is the
-adapter's base with the adapter, given sentences where it was taught so; `--remote` and the untrained base are given
-the passages whole, and the first is what the cascade falls back to.
+adapter's base with the adapter, given sentences where it was taught so, the untrained base both those and whole
+passages. `--remote` is given whole passages too, and is what the cascade falls back to.
 Answers are kept in `--kept`, so an interrupted run goes on. One JSON document is the last line.
 """
 
@@ -42,23 +42,32 @@ def systems(bundle: Path, remote: str, settings: Settings) -> Iterator[tuple[str
         yield "student", nullcontext(ReaderSystem(Reader.open(folder, threads=settings.threads), folder, "reader"))
         yield "baseline", nullcontext(SentenceRule())
     if adapters := opened.paths("adapter:default"):
-        base = str(read_adapter(adapters[0]).base)
-        yield "student", decoder(base, "decoder", settings, adapters[0], folder)
-        yield "baseline", decoder(base, f"{base}, untrained", settings)
+        taught = read_adapter(adapters[0])
+        base, untrained = str(taught.base), f"{taught.base}, untrained"
+        yield "student", decoder(base, "decoder", settings, adapters[0], taught.evidence_tokens, folder)
+        if taught.evidence_tokens:
+            titled = f"{untrained}, the same sentences"
+            yield "baseline", decoder(base, titled, settings, None, taught.evidence_tokens, folder)
+        yield "baseline", decoder(base, untrained, settings)
     yield "teacher", decoder(remote, f"{remote} (remote)", settings)
 
 
 @contextmanager
 def decoder(
-    name: str, title: str, settings: Settings, adapter: Path | None = None, reader: Path | None = None
+    name: str,
+    title: str,
+    settings: Settings,
+    adapter: Path | None = None,
+    evidence_tokens: int = 0,
+    reader: Path | None = None,
 ) -> Iterator[System]:
-    """A model of the catalog, with an adapter and the sentences that it was taught to read, or as it is."""
+    """A model of the catalog, with an adapter or as it is, given whole passages or sentences."""
     model = resolve(name, settings)
     files = [model.path, *([] if adapter is None else [adapter])]
     evidence = None
-    if adapter is not None and (tokens := read_adapter(adapter).evidence_tokens):
+    if evidence_tokens:
         opened = None if reader is None else Reader.open(reader, threads=settings.threads)
-        evidence = Evidence(tokens, load_encoder(settings), opened)
+        evidence = Evidence(evidence_tokens, load_encoder(settings), opened)
     with GgufEngine.open(
         model.path, name=title, context=CONTEXT, threads=settings.threads, sha256=model.sha256, adapter=adapter
     ) as engine:
