@@ -104,7 +104,8 @@ class Workshop:
                             "budget": "0.50/total"},
                 "data": {"encoder": tiny, "unanswerable": 0.3, "calibration": 0.2},
                 "reader": {"base": tiny, "epochs": 2, "tokens": 4096, "learning_rate": 0.01},
-                "decoder": {"base": decoder, "epochs": 1, "rank": 2, "prompt_tokens": 2000},
+                "decoder": {"base": decoder, "epochs": 1, "rank": 2, "prompt_tokens": 2000,
+                            "evidence_tokens": 60},
                 "encoder": {"base": tiny, "dimension": 8},
                 "head": {"intent": {"examples": intents, "test": intents, "base": tiny}},
                 "evaluate": {"questions": 20, "floor": {"token_f1": 0.0}},
@@ -173,6 +174,7 @@ def test_documents_and_a_teacher_become_a_signed_bundle_that_answers(
     answer = document(capsys)
     assert answer["route"] == "local" and answer["model"] == "tiny-f32"
     assert answer["hits"] and "reader" in str(sorted(answer["signals"]))
+    assert any(reason.startswith("read sentences of") for reason in answer["reasons"])
 
 
 def test_a_second_run_makes_and_asks_nothing(workshop: Workshop, capsys: pytest.CaptureFixture[str]) -> None:
