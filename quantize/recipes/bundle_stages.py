@@ -60,6 +60,7 @@ def bundle_stages(recipe: Recipe, settings: Settings, before: Sequence[str]) -> 
     facts = {
         "name": recipe.name,
         **{name: value for name, value in asdict(part).items() if name not in ("out", "key")},
+        "reading": None if recipe.decoder is None else asdict(recipe.decoder.reading),
     }
     return [
         Stage("assemble", 1, lambda job: _assemble(job, recipe, settings), facts, files, made),

@@ -60,13 +60,12 @@ def evaluation_stage(recipe: Recipe, settings: Settings, before: Sequence[str]) 
     made = [name for name in before if name.endswith("-export") or name == "encoder" or name.startswith("head-")]
     files = {} if recipe.evaluate.data is None else {"data": recipe.evaluate.data}
     files |= {f"test {name}": part.test for name, part in recipe.head.items() if part.test is not None}
-    if recipe.decoder is not None:
-        files["decoder"] = resolve(recipe.decoder.base, settings).path
-        if recipe.decoder.evidence_tokens:
-            files["encoder"] = resolve(recipe.data.encoder, settings).path
     facts = {**asdict(recipe.evaluate), "data": None, "seed": recipe.seed}
     if recipe.decoder is not None:
+        files["decoder"] = resolve(recipe.decoder.base, settings).path
         facts["reading"] = {**asdict(recipe.decoder.reading), "rule": RULE}
+        if recipe.decoder.evidence_tokens:
+            files["encoder"] = resolve(recipe.data.encoder, settings).path
     if recipe.teacher is not None and recipe.evaluate.teacher:
         facts["answers"] = teacher_facts(recipe.teacher, settings)
     return Stage("evaluate", 3, lambda job: _evaluate(job, recipe, settings), facts, files, ("curate", *made))
