@@ -5,11 +5,13 @@ Also says what a calibration of such answers depends on. Knows nothing of retrie
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from threading import Event as Flag
 from typing import TYPE_CHECKING, SupportsIndex, get_args
 
+from .choices import RULE as OFFER
+from .choices import choices
 from .citations import CitedText, is_refusal, resolve_citations
 from .confidence.setup import SIGNALS_HASH, Setup, short_hash
 from .conversation import Conversation
@@ -100,12 +102,14 @@ class Drafter:
     ) -> Generator[Event, None, Draft]:
         """Generate the local answer; the judge decides on the whole, or has it given up on the way.
 
-        `extract`, what a reader found in the first of the hits, helps to choose sentences.
+        `extract`, what a reader found in the first of the hits, helps to choose sentences, and gives the answers
+        that an extractive model chooses from.
         Only what is served becomes a turn of the conversation.
         """
         prompt, notices = self._prompt(question, hits, manner, extract)
         yield from (Event("notice", text) for text in notices)
-        options = replace(self.sampling, max_tokens=manner.max_tokens)
+        offered = self._offered(extract, hits, prompt, manner)
+        options = replace(self.sampling, max_tokens=manner.max_tokens, choices=offered or self.sampling.choices)
         stop = _Stop(manner.cancel)
         generation = self.engine.generate(prompt.text, options, stop)
         read = tuple(hit.passage for hit in prompt.passages)
@@ -137,7 +141,7 @@ class Drafter:
             manner.conversation.append(question, prompt.messages[-1], raw, labels)
         return Draft(
             cited,
-            _reasons(prompt, cited, end.finish_reason, fresh is not None, chosen=self.reading.evidence_tokens > 0),
+            (*self._read(prompt, offered), *_reasons(cited, end.finish_reason, repeats=fresh is not None)),
             end.prefill_ms,
             end.decode_ms,
             TokenCounts(end.prompt_tokens, end.cached_tokens, end.completion_tokens),
@@ -155,14 +159,17 @@ class Drafter:
         chosen = self.reading.evidence_tokens
         helped = ("" if self.encode else " without vectors") + (" and a reader" if reader != "none" else "")
         sentences = f", {chosen} of {RULE}{helped}" if chosen else ""
+        offer = f", {OFFER}" if self.reading.extractive and reader != "none" else ""
+        sampler = [repr(replace(self.sampling, max_tokens=1)), *map(repr, self.sampling.choices)]
         probe = self._build("What does it say?", [Hit(passage, 1.0)], style, self.engine.context, ())
         return Setup(
             {
                 "model": self.engine.fingerprint,
                 "prompt": short_hash(probe.text),
                 "passages": f"{self.reading.prompt_tokens} tokens of a prompt, context {self.engine.context}"
-                + sentences,
-                "sampler": short_hash(repr(replace(self.sampling, max_tokens=1))),
+                + sentences
+                + offer,
+                "sampler": short_hash("".join(sampler)),
                 "retrieval": retrieval,
                 "encoder": encoder,
                 "reader": reader,
@@ -196,6 +203,24 @@ class Drafter:
         texts = {excerpt.hit: excerpt.text for excerpt in excerpts}
         prompt = self._build(question, list(texts), manner.style, budget, tuple(history), room, texts.__getitem__)
         return replace(prompt, left_out=len(hits) - len(prompt.passages)), notices
+
+    def _offered(
+        self, extract: Extract | None, hits: Sequence[Hit], prompt: Prompt, manner: Manner
+    ) -> tuple[tuple[str, float], ...]:
+        """The answers that the model is to choose from; none where it may say anything, or is held already.
+
+        A reader knows no earlier turns, so it may not say what a question that follows up is answered with.
+        """
+        sampling, follows = self.sampling, manner.conversation is not None and manner.conversation.turns
+        if not self.reading.extractive or follows or sampling.choices or sampling.json_schema or sampling.grammar:
+            return ()
+        return choices(extract, hits, prompt, numbered=self.reading.numbered and manner.style == "full")
+
+    def _read(self, prompt: Prompt, offered: Sequence[object]) -> Iterator[str]:
+        sentences = "sentences of " if self.reading.evidence_tokens else ""
+        yield f"read {sentences}{len(prompt.passages)} passages in {prompt.tokens} prompt tokens"
+        if offered:
+            yield f"was to choose among {len(offered)} answers in the reader's words"
 
     def _left_out(self, history: Sequence[Message], room: int) -> tuple[int, int]:
         """How many of the oldest turns have to go so that the others fit, and the tokens of these.
@@ -273,17 +298,12 @@ def abstention(reasons: tuple[str, ...], draft: Draft) -> Answer:
     )
 
 
-def _reasons(
-    prompt: Prompt, cited: CitedText, finish_reason: str, repeats: bool, *, chosen: bool
-) -> tuple[str, ...]:
-    read = "sentences of " if chosen else ""
-    reasons = [f"read {read}{len(prompt.passages)} passages in {prompt.tokens} prompt tokens"]
+def _reasons(cited: CitedText, finish_reason: str, *, repeats: bool) -> Iterator[str]:
     if finish_reason == "length":
-        reasons.append("cut where it began to repeat itself" if repeats else "cut at the token limit")
+        yield "cut where it began to repeat itself" if repeats else "cut at the token limit"
     if finish_reason == "cancelled":
-        reasons.append("cancelled")
+        yield "cancelled"
     if cited.dropped:
-        reasons.append(f"{cited.dropped} citations pointed at no passage and were dropped")
+        yield f"{cited.dropped} citations pointed at no passage and were dropped"
     if not cited.citations:
-        reasons.append("no sentence of the passages holds the answer's words")
-    return tuple(reasons)
+        yield "no sentence of the passages holds the answer's words"

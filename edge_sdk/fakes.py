@@ -15,7 +15,7 @@ from itertools import takewhile
 from threading import Event
 from typing import TYPE_CHECKING
 
-from .engines.engine import Generation, TextStream
+from .engines.engine import Generation, TextStream, check_options
 from .errors import ContextOverflowError, EngineError, GrammarError
 from .records import FinishReason, GenerateOptions, GenerationResult, Message, Token
 
@@ -102,7 +102,8 @@ class FakeEngine:
     `script` is one answer for all prompts, a sequence whose answers are given in turn (the last one again and
     again), or a function of the prompt. `confidence` is the probability of a typical token; the rest is spread
     evenly over nine others. A fake cannot obey a grammar: `grammar` raises `GrammarError`, and so does
-    `json_schema` unless the scripted answer is JSON.
+    `json_schema` unless the scripted answer is JSON. Of `choices` it takes the scripted answer, or else the one for
+    which most speaks.
 
     >>> engine = FakeEngine("Boil it. [1]")
     >>> "".join(token.text for token in engine.generate("How?", GenerateOptions()))
@@ -155,10 +156,13 @@ class FakeEngine:
     def generate(self, prompt: str, options: GenerateOptions, cancel: Event | None = None) -> Generation:
         """See `Engine.generate`. All times are 0 and what a prompt shares with the one before is cached."""
         self._require_open()
+        check_options(options)
         pieces = _PIECE.findall(prompt)
         if len(pieces) + options.max_tokens > self._context:
             raise ContextOverflowError(len(pieces), options.max_tokens, self._context)
         answer = self._answer(prompt)
+        if options.choices and answer not in dict(options.choices):
+            answer = max(options.choices, key=lambda choice: choice[1])[0]
         _check_grammar(options, answer)
         cached = _shared(self._previous, pieces[:-1])  # the last token is always evaluated
         self._previous = pieces

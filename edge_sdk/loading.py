@@ -211,7 +211,8 @@ def _open_engine(settings: Settings) -> tuple[Engine, Reading]:
         if adapter is not None:
             profile, taught = replace(profile, file="", sha256=""), read_adapter(adapter)
             numbered = reading.numbered if taught.numbered is None else taught.numbered
-            reading = Reading(taught.prompt_tokens or reading.prompt_tokens, numbered, taught.evidence_tokens)
+            tokens = taught.prompt_tokens or reading.prompt_tokens
+            reading = Reading(tokens, numbered, taught.evidence_tokens, taught.extractive)
         opening = Opening(
             Path(profile.file) if profile.file else model.path,
             name=model.name,
@@ -231,6 +232,7 @@ def _open_engine(settings: Settings) -> tuple[Engine, Reading]:
     opening = Opening(
         model.path, "onnx", name=model.name, context=context, threads=settings.threads, sha256=model.sha256
     )
+    reading = replace(reading, extractive=False)  # onnxruntime cannot be held to given words
     return _opened(opening, settings, known=model.spec is not None), _as_wished(reading, settings)
 
 

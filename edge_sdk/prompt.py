@@ -24,12 +24,14 @@ class Reading:
 
     `prompt_tokens` is the size of a whole prompt; `numbered` passages are for models that can cite them as `[n]`,
     the very small ones answer better from plain text and are cited by matching words, as brief answers always are.
-    `evidence_tokens` is how many tokens of sentences are chosen from the passages; 0 means whole passages.
+    `evidence_tokens` is how many tokens of sentences are chosen from the passages; 0 means whole passages. An
+    `extractive` one answers in the words of a passage, and so can be held to those that a reader found (`choices`).
     """
 
     prompt_tokens: int = 560
     numbered: bool = True
     evidence_tokens: int = 0
+    extractive: bool = False
 
 
 _NUMBERED = (
@@ -52,13 +54,14 @@ _BRIEF_EXAMPLE = (
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """What is sent to the model. `passages[n - 1]` is what the answer cites as `[n]`."""
+    """What is sent to the model. The answer cites `passages[n - 1]` as `[n]`; `shown[n - 1]` is sent of it."""
 
     messages: tuple[Message, ...]
     text: str  # the messages after the chat template
     tokens: int
     passages: tuple[Hit, ...]
     left_out: int  # retrieved passages that had no room
+    shown: tuple[str, ...]
 
 
 def whole(hit: Hit) -> str:
@@ -107,7 +110,7 @@ def build_prompt(
         if attempt[2] <= (budget if chosen or hit is not hits[0] else max(budget, limit)):
             chosen.append(hit)
             messages, text, tokens = attempt
-    return Prompt(messages, text, tokens, tuple(chosen), len(hits) - len(chosen))
+    return Prompt(messages, text, tokens, tuple(chosen), len(hits) - len(chosen), tuple(map(shown, chosen)))
 
 
 def _user_text(question: str, blocks: Sequence[str]) -> str:

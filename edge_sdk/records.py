@@ -24,7 +24,10 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class GenerateOptions:
-    """How to sample. `temperature == 0` is greedy; then `top_k`, `top_p`, `min_p` and `seed` have no effect."""
+    """How to sample. `temperature == 0` is greedy; then `top_k`, `top_p`, `min_p` and `seed` have no effect.
+
+    Each of the `choices` has what speaks for it beforehand, in nats; it counts as the model's log-probability.
+    """
 
     max_tokens: int = 256
     temperature: float = 0.0
@@ -35,12 +38,16 @@ class GenerateOptions:
     seed: int = 0
     stop: tuple[str, ...] = ()
     json_schema: str | None = None  # a JSON Schema document as text
-    grammar: str | None = None  # GBNF; at most one of the two
+    grammar: str | None = None  # GBNF
+    # Texts to choose one of, greedily; at most one of the three. Not shown: calibrations are filed under the rest.
+    choices: tuple[tuple[str, float], ...] = field(default=(), repr=False)
 
 
 @dataclass(frozen=True, slots=True)
 class Token:
     """One generated token with its confidence signals, all from the raw logits (before sampling), in nats.
+
+    But of choices `entropy` and `margin` are those of the texts that could still be taken, with their weights.
 
     `text` may be empty: bytes of an unfinished character, and text that may become a stop string, are held
     back and come with a later token. `logprob` is of the chosen token, `entropy` of the whole distribution,

@@ -79,7 +79,8 @@ def main() -> int:
             f"{counts.documents} documents, {counts.passages} passages in {settings.store} "
             f"({settings.store.stat().st_size / 1e6:.0f} MB), {time.perf_counter() - started:.0f} s"
         )
-        answers = [ask(edge, number, question, out) for number, question in enumerate(QUESTIONS, 1)]
+        hold = 0 if model == LARGE else None  # the small model is done, and judged, in a moment
+        answers = [ask(edge, number, question, hold, out) for number, question in enumerate(QUESTIONS, 1)]
 
     given = [answer for answer in answers[:-1] if answer.route == "local"]
     cited = sum(bool(answer.citations) for answer in given)
@@ -95,11 +96,11 @@ def main() -> int:
     return 0 if honest and cited == len(given) > 0 else 1
 
 
-def ask(edge: Edge, number: int, question: str, out: Console) -> Answer:
-    """Print the answer as it comes, then where it is from."""
+def ask(edge: Edge, number: int, question: str, hold: int | None, out: Console) -> Answer:
+    """Print the answer as it comes, or with a `hold` of None when it is decided on, then where it is from."""
     out.print(f"\n[bold cyan]{number}. {escape(question)}")
     shown = ""
-    for event in edge.stream(question, max_tokens=160):
+    for event in edge.stream(question, max_tokens=160, hold=hold):
         if event.kind == "provisional":
             shown += event.text
             out.file.write(event.text)

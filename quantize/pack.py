@@ -287,6 +287,7 @@ def _decoder(recipe: Recipe) -> DecoderPart | None:
         prompt_tokens=recipe.reading.prompt_tokens,
         numbered=recipe.reading.numbered,
         evidence_tokens=recipe.reading.evidence_tokens,
+        extractive=recipe.reading.extractive,
         sampling=recipe.sampling,
     )
 

@@ -138,7 +138,7 @@ def spell_manifest(pick: random.Random, values: Values, files: Content) -> bytes
         right.replace(b'"runs":3', b'"runs":NaN'), right.replace(b'"runs":3', b'"runs":1e999'),
         right.replace(b'"runs":3', b'"runs":' + b"[" * 90_000 + b"]" * 90_000),
         right.replace(b"demo", b"d\xffmo"), right.replace(b"demo", b"\\ud800"), b"", b"null", b"[]", b"{}",
-        right.replace(b'"schema":2', b'"schema":3'), right.replace(b'"version":"1.0"', b'"version":"1.1"'),
+        right.replace(b'"schema":3', b'"schema":4'), right.replace(b'"version":"1.0"', b'"version":"1.1"'),
         right + b" " * (1 << 20), right.decode().encode("utf-16"),
     ]  # fmt: skip
     return put_together(values, files, pick.choice(wrong))

@@ -615,3 +615,12 @@ def test_fewer_threads_compute_where_two_wait_for_each_other(tiny: Path, monkeyp
         list(opened.generate(PROMPTS[0], GenerateOptions(max_tokens=40)))
         assert ran[0] == 2 and ran[-1] == 1
         assert ran.count(1) > ran.count(2)
+
+
+def test_answers_that_are_computed_together_keep_to_their_own_choices(engine: BatchEngine) -> None:
+    wanted = ("zebra", "a lion", "both")
+    running = [
+        engine.generate(SYSTEM, GenerateOptions(max_tokens=30, choices=((each, 0.0), ("neither", -500.0))))
+        for each in wanted
+    ]
+    assert tuple(map(text, running)) == wanted

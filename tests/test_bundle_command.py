@@ -224,11 +224,11 @@ def test_sampling_template_and_reading_are_the_bundles(
     made = recipe(
         [*parts[:2], Part("template", tmp_path / "own.jinja", "MIT")],
         sampling=Sampling(temperature=0.5),
-        reading=Reading(330, False, 90),
+        reading=Reading(330, False, 90, True),
     )
     build_bundle(made, tmp_path / "b.edge")
     found = settings(home, bundle=tmp_path / "b.edge", store=tmp_path / "s.db")
-    assert loading.load_engine(found)[1] == Reading(330, False, 90)
+    assert loading.load_engine(found)[1] == Reading(330, False, 90, True)
     assert opened[0]["template"] == "{{ own }}"
     with Edge.open(settings=found) as edge:
         assert edge.drafter.sampling == GenerateOptions(temperature=0.5)
@@ -322,10 +322,12 @@ def test_a_question_is_answered_from_a_bundle_of_real_models(
         "330",
         "--evidence-tokens",
         "120",
+        "--extractive",
     )
     made = as_json(run, "bundle", "build", out, "--name", "real", "--version", "1", *models, "--plain")
     assert (made["decoder"]["architecture"], made["encoder"]["dimension"]) == ("llama", 384)
     assert (made["decoder"]["prompt_tokens"], made["decoder"]["evidence_tokens"]) == (330, 120)
+    assert made["decoder"]["extractive"]
     (tmp_path / "note.txt").write_text("The kettle is switched off by pressing the red lever.")
     where = ("--store", tmp_path / "s.db", "--bundle", out, "--offline")
     as_json(run, "add", tmp_path / "note.txt", *where)

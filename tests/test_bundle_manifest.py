@@ -46,7 +46,9 @@ MANIFEST = Manifest(
         entry("heads/intent/model.onnx", "head:intent"),
         entry("licences/MIT.txt", "licence", 0),
     ),
-    decoder=DecoderPart("Tiny", "gguf", "llama", "Q8_0", 4096, DIGEST, 330, False, 90, Sampling(temperature=0.7)),
+    decoder=DecoderPart(
+        "Tiny", "gguf", "llama", "Q8_0", 4096, DIGEST, 330, False, 90, True, Sampling(temperature=0.7)
+    ),
     encoder=EncoderPart("words", "onnx", 384, "mean", DIGEST),
     created="2026-11-21",
     figures={"kld_mean": 0.0041, "runs": [1, 2]},
@@ -90,7 +92,7 @@ def test_sampling_and_reading_are_those_of_the_engine() -> None:
     assert Sampling().options() == GenerateOptions()
     assert Sampling(temperature=0.7, top_k=20).options() == GenerateOptions(temperature=0.7, top_k=20)
     assert MANIFEST.decoder is not None
-    assert MANIFEST.decoder.reading == Reading(330, False, 90)
+    assert MANIFEST.decoder.reading == Reading(330, False, 90, True)
     read = Manifest.from_bytes(replace(MANIFEST, decoder=replace(MANIFEST.decoder, sampling=Sampling())).to_bytes())
     assert read.decoder is not None
     assert repr(read.decoder.sampling.options()) == repr(GenerateOptions())  # calibrations hash this text
@@ -146,8 +148,8 @@ def test_any_value_anywhere_gives_a_manifest_that_is_its_file_or_a_bundle_error(
 def test_unknown_fields_and_other_schemas_are_refused() -> None:
     with pytest.raises(BundleError, match="unknown field 'more'"):
         Manifest.from_bytes(manifest_bytes({**values(), "more": 1}))
-    with pytest.raises(BundleError, match=r"schema is 3, this version reads 2; update edge-sdk"):
-        Manifest.from_bytes(manifest_bytes({**values(), "schema": 3}))
+    with pytest.raises(BundleError, match=r"schema is 4, this version reads 3; update edge-sdk"):
+        Manifest.from_bytes(manifest_bytes({**values(), "schema": 4}))
 
 
 def test_an_id_of_another_content_is_refused() -> None:

@@ -148,10 +148,11 @@ def test_a_checkpoint_of_another_training_is_refused(tiny: Path, tmp_path: Path)
 def test_an_adapter_is_in_llama_cpp_what_it_was_in_torch(tiny: Path, tmp_path: Path) -> None:
     model = fresh(tiny)
     train_decoder(model, sheets, FEW)
-    facts = AdapterFacts("learned", base="tiny", reading=Reading(512, False, 64), licence="Apache-2.0")
+    facts = AdapterFacts("learned", base="tiny", reading=Reading(512, False, 64, True), licence="Apache-2.0")
     header = write_adapter(model, tiny, tmp_path / "a.gguf", facts)
     assert (header.alpha, header.rank, header.base) == (8.0, 4, "tiny")
     assert (header.prompt_tokens, header.numbered, header.evidence_tokens) == (512, False, 64)
+    assert header.extractive
     assert header == read_adapter(tmp_path / "a.gguf", read_header(tiny))
     with GgufEngine.open(tiny, context=256, threads=1) as engine:
         plain = first_logits(engine)

@@ -200,6 +200,47 @@ def test_vectors_that_help_to_choose_are_part_of_the_set_up() -> None:
     assert replace(both, reading=Reading(600, False)).setup("bm25", "MiniLM") == drafter().setup("bm25", "MiniLM")
 
 
+# --- answers in a reader's words --------------------------------------------------------------------
+
+
+def test_an_extractive_model_chooses_among_what_the_reader_found() -> None:
+    engine, asked = Remembering(), "How was the weather?"
+    extract = FakeReader({asked: "wet"}).read(asked, [each.passage.text for each in PASSAGES])
+    it = Drafter(engine, Reading(600, True, 10, extractive=True))
+    _, found = drafted(it.draft(asked, PASSAGES, judge(), Manner(), extract))
+    assert dict(engine.options[0].choices) == pytest.approx({"wet [1]": -0.1, "The documents do not say.": -0.1})
+    assert found.cited.text == "wet [1]"
+    assert found.cited.citations[0].quote == "The streets were wet and nobody went out."
+    assert "was to choose among 2 answers in the reader's words" in found.reasons
+    drafted(it.draft(asked, PASSAGES, judge(), Manner("brief"), extract))
+    assert engine.options[1].choices[0][0] == "wet"
+    drafted(it.draft(asked, PASSAGES, judge(), Manner()))
+    free = replace(it, reading=replace(it.reading, extractive=False))
+    _, found = drafted(free.draft(asked, PASSAGES, judge(), Manner(), extract))
+    assert [options.choices for options in engine.options[2:]] == [(), ()]
+    assert found.cited.text == "I do not know." and not any("choose" in reason for reason in found.reasons)
+
+
+def test_a_question_that_follows_up_and_a_sampler_that_holds_already_leave_the_reader_out() -> None:
+    engine, asked = Remembering(), "How was the weather?"
+    extract = FakeReader({asked: "wet"}).read(asked, [each.passage.text for each in PASSAGES])
+    it = Drafter(engine, Reading(600, True, 10, extractive=True))
+    talk = Conversation()
+    drafted(it.draft(asked, PASSAGES, judge(), Manner(conversation=talk), extract))
+    drafted(it.draft(asked, PASSAGES, judge(), Manner(conversation=talk), extract))
+    own = GenerateOptions(choices=(("yes", 0.0), ("no", 0.0)))
+    drafted(replace(it, sampling=own).draft(asked, PASSAGES, judge(), Manner(), extract))
+    assert [len(options.choices) for options in engine.options] == [2, 0, 2]
+    assert engine.options[2].choices == own.choices
+
+
+def test_a_reader_whose_words_are_chosen_from_is_part_of_the_set_up() -> None:
+    free, held = drafter(), drafter(extractive=True)
+    assert held.setup("bm25", "MiniLM") == free.setup("bm25", "MiniLM")
+    with_reader = held.setup("bm25", "MiniLM", reader="abc")
+    assert with_reader.differences(free.setup("bm25", "MiniLM", reader="abc")) == ["passages"]
+
+
 # --- what a calibration is filed under -------------------------------------------------------------
 
 
@@ -244,8 +285,18 @@ def test_each_change_of_the_set_up_is_named(other: Callable[[], drafting.Setup],
 
 def test_another_sampler_is_another_set_up() -> None:
     before = drafter().setup("bm25", "MiniLM")
-    for sampling, named in ((GenerateOptions(temperature=0.7), ["sampler"]), (GenerateOptions(max_tokens=9), [])):
+    cases = (
+        (GenerateOptions(temperature=0.7), ["sampler"]),
+        (GenerateOptions(max_tokens=9), []),
+        (GenerateOptions(choices=(("yes", 0.0),)), ["sampler"]),
+    )
+    for sampling, named in cases:
         assert replace(drafter(), sampling=sampling).setup("bm25", "MiniLM").differences(before) == named
+
+
+def test_calibrations_outlive_options_that_nobody_sets() -> None:
+    """The hash of the default sampler is in every calibration that was ever made."""
+    assert drafter().setup("bm25", "MiniLM").parts["sampler"] == "037f13607c40042f"
 
 
 def test_the_sampler_is_the_engines_with_the_tokens_that_are_asked_for() -> None:

@@ -70,6 +70,17 @@ def test_options_that_cannot_be_used_are_refused(options: dict[str, float]) -> N
 def test_a_schema_and_a_grammar_at_once_are_refused() -> None:
     with pytest.raises(GrammarError, match="both"):
         check_options(GenerateOptions(json_schema="{}", grammar='root ::= "a"'))
+    with pytest.raises(GrammarError, match="both"):
+        check_options(GenerateOptions(json_schema="{}", choices=(("a", 0.0),)))
+
+
+@pytest.mark.parametrize(
+    "choice",
+    [("", 0.0), ("a", float("nan")), ("a", float("-inf")), ("a", None), ("a",), "no", (1, 1.0), None],
+)
+def test_choices_that_cannot_be_taken_are_refused(choice: object) -> None:
+    with pytest.raises(ConfigError, match="is no choice"):
+        check_options(GenerateOptions(choices=(("b", 0), choice)))  # type: ignore[arg-type]
 
 
 # --- text -------------------------------------------------------------------------------------------

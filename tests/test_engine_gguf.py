@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from gguf_files import BOOL, U32, Field, tiny_llama
+from gguf_files import BOOL, CONTROL, F32, I32, STRING, U32, Field, tiny_llama
 from lora_files import halves, tiny_adapter
 from numpy.typing import NDArray
 
@@ -456,6 +456,63 @@ def test_a_grammar_that_no_token_fits_is_an_error_and_not_the_end(engine: GgufEn
     assert len(ids(generation)) > 1
     lacking = engine.generate(PROMPT, GenerateOptions(max_tokens=9, grammar='root ::= "a" "\\x01"'))
     assert text(lacking) == "a\x01"
+
+
+CHOICES = ("zebra", "a zebra", "zebras and more", "é\n", "<|im_end|> is text")
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_an_answer_is_the_choice_for_which_most_speaks(engine: GgufEngine, temperature: float) -> None:
+    """A random model finds all about equally likely, so the weights decide."""
+    for wanted in CHOICES:
+        weights = tuple((choice, 0.0 if choice == wanted else -500.0) for choice in CHOICES)
+        options = GenerateOptions(max_tokens=60, temperature=temperature, choices=weights)
+        generation = engine.generate(PROMPT, options)
+        assert text(generation) == wanted
+        assert generation.result.finish_reason == "stop"
+
+
+def test_of_choices_of_equal_weight_the_models_own_is_taken(
+    engine: GgufEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = GenerateOptions(max_tokens=60, choices=(("b", -1.0), ("c", -1.0), ("d", -1.0)))
+    (first, row), *_ = with_rows(engine, PROMPT, options, monkeypatch)
+    best = max("bcd", key=lambda letter: row[engine.tokens(PROMPT + letter)[-1]])
+    assert first.text == best
+    assert first.logprob == pytest.approx(softmax_figures(row, first.id)[0], abs=2e-5)
+
+
+def test_a_choice_is_said_without_the_space_that_sentencepiece_puts_before_a_text(tmp_path: Path) -> None:
+    words = ["▁", "a", "b", "▁a", "ab", "▁ab", "c", "d"]
+    fields = {
+        "tokenizer.ggml.model": Field(STRING, "llama"),
+        "tokenizer.ggml.tokens": Field(STRING, [*CONTROL, *(f"<0x{byte:02X}>" for byte in range(256)), *words]),
+        "tokenizer.ggml.token_type": Field(I32, [3] * 3 + [6] * 256 + [1] * len(words)),
+        "tokenizer.ggml.scores": Field(F32, [0.0] * 259 + [-float(at) for at in range(len(words))]),
+    }
+    path = tiny_llama(tmp_path / "t.gguf", extra=fields, drop=("tokenizer.ggml.merges", "tokenizer.ggml.pre"))
+    with GgufEngine.open(path, context=256, threads=1) as other:
+        generation = other.generate("a", GenerateOptions(max_tokens=30, choices=(("ab", 0.0), ("abc", -500.0))))
+        assert text(generation) == "ab"
+
+
+def test_a_choice_ends_with_whichever_end_the_model_finds_likeliest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Chats may end their turns with another token than texts."""
+    ends = {"tokenizer.ggml.eos_token_id": Field(U32, 0), "tokenizer.ggml.eot_token_id": Field(U32, 2)}
+    with GgufEngine.open(tiny_llama(tmp_path / "t.gguf", extra=ends), context=256, threads=1) as other:
+        for prompt in ("x", "y", "the and", "in an", "er"):
+            options = GenerateOptions(max_tokens=9, choices=(("b", 0.0),))
+            *_, (last, row) = with_rows(other, prompt, options, monkeypatch)
+            assert last.id == max((0, 2), key=lambda token: row[token])
+
+
+def test_a_choice_that_does_not_fit_is_cut(engine: GgufEngine) -> None:
+    options = GenerateOptions(max_tokens=2, choices=(("zebras and more", 0.0),))
+    generation = engine.generate(PROMPT, options)
+    assert len(ids(generation)) == 2
+    assert generation.result.finish_reason == "length"
 
 
 # --- the cache --------------------------------------------------------------------------------------

@@ -289,9 +289,14 @@ def test_a_prompt_longer_than_one_run_is_read_the_same(engine: OnnxEngine) -> No
 
 @pytest.mark.parametrize(
     "options",
-    [GenerateOptions(json_schema="{}"), GenerateOptions(grammar='root ::= "a"'), GenerateOptions(grammar="")],
+    [
+        GenerateOptions(json_schema="{}"),
+        GenerateOptions(grammar='root ::= "a"'),
+        GenerateOptions(grammar=""),
+        GenerateOptions(choices=(("a", 0.0),)),
+    ],
 )
-def test_schemas_and_grammars_are_refused_and_never_ignored(engine: OnnxEngine, options: GenerateOptions) -> None:
+def test_what_cannot_be_obeyed_is_refused_and_never_ignored(engine: OnnxEngine, options: GenerateOptions) -> None:
     with pytest.raises(GrammarError, match="tiny"):
         engine.generate("abc", options)
 

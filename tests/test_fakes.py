@@ -142,6 +142,12 @@ def test_what_a_fake_cannot_do_is_an_error() -> None:
     with pytest.raises(GrammarError, match="the JSON schema is not JSON"):
         FakeEngine("{}").generate("p", GenerateOptions(json_schema="{"))
     assert text_of(FakeEngine('{"a": 1}'), "p", GenerateOptions(json_schema="{}")) == '{"a": 1}'
+
+
+def test_a_fake_takes_one_of_the_choices() -> None:
+    options = GenerateOptions(choices=(("blue", -2.0), ("red", -1.0)))
+    assert text_of(FakeEngine("blue"), "p", options) == "blue"
+    assert text_of(FakeEngine("Anything."), "p", options) == "red"
     with pytest.raises(ValueError, match="confidence"):
         FakeEngine(confidence=1.0)
 

@@ -28,17 +28,18 @@ def test_an_adapter_says_what_it_adapts_and_how_it_reads(tmp_path: Path, model: 
         "edge.prompt_tokens": Field(U32, 512),
         "edge.evidence_tokens": Field(U32, 64),
         "edge.numbered": Field(BOOL, True),
+        "edge.extractive": Field(BOOL, True),
         "edge.base_model": Field(STRING, "tiny"),
     }
     path = tiny_adapter(tmp_path / "a.gguf", fields=fields)
     names = ("blk.0.attn_q.weight", "blk.0.attn_v.weight", "blk.0.ffn_up.weight", "blk.0.ffn_down.weight")
     size = path.stat().st_size
     assert read_adapter(path, model) == AdapterHeader(
-        "llama", "careful", 8.0, 4, names, size, 512, True, "tiny", 64
+        "llama", "careful", 8.0, 4, names, size, 512, True, "tiny", 64, True
     )
     plain = read_adapter(tiny_adapter(tmp_path / "b.gguf"))
     assert (plain.name, plain.prompt_tokens, plain.numbered, plain.base) == (None, None, None, None)
-    assert plain.evidence_tokens == 0
+    assert (plain.evidence_tokens, plain.extractive) == (0, False)
 
 
 @pytest.mark.parametrize(
@@ -58,6 +59,7 @@ def test_an_adapter_says_what_it_adapts_and_how_it_reads(tmp_path: Path, model: 
         ({"edge.prompt_tokens": Field(U32, 1)}, (), "prompt_tokens is 1"),
         ({"edge.evidence_tokens": Field(BOOL, True)}, (), "evidence_tokens is True"),
         ({"edge.numbered": Field(U32, 1)}, (), "numbered is 1"),
+        ({"edge.extractive": Field(STRING, "yes")}, (), "extractive is 'yes'"),
         ({"edge.base_model": Field(U32, 1)}, (), "base_model is 1"),
     ],
 )

@@ -122,6 +122,13 @@ def worker(engine: IsolatedEngine) -> int:
 # --- the engine's contract --------------------------------------------------------------------------
 
 
+def test_an_answer_is_one_of_the_choices(engine: IsolatedEngine, here: GgufEngine) -> None:
+    options = GenerateOptions(max_tokens=40, choices=(("zebra", -1), ("a zebra", -1.5), ("an ape", -2.0)))
+    tokens = list(engine.generate(PROMPT, options))
+    assert "".join(token.text for token in tokens) in dict(options.choices)
+    assert tokens == list(here.generate(PROMPT, options))
+
+
 def test_it_is_an_engine_and_says_what_the_one_inside_says(engine: IsolatedEngine, here: GgufEngine) -> None:
     same: Engine = engine
     assert (same.name, same.fingerprint, same.context) == (here.name, here.fingerprint, here.context)

@@ -20,7 +20,7 @@ ROWS = (
     "citations engines encoders hub",
     "storage readers",
     "retrieval ingest fallback fakes",
-    "confidence evidence",
+    "confidence evidence choices",
     "heads",
     "bundle",
     "route loading doctor",
@@ -41,7 +41,7 @@ PARTS = {
     "model_files": "gguf_header gguf_adapter | transformers_config | tokenizer | onnx_session onnx_graph",
     "fallback": "sse completions exchange endpoint remote breaker budget ledger caller outbox"
     " | english rewording agreement learned_table learned",
-    "engines": "engine sampling json_pattern json_exclusive json_schema gbnf template_sandbox chat_template"
+    "engines": "engine sampling json_pattern json_exclusive json_schema gbnf paths template_sandbox chat_template"
     " native_thread handover ahead profile repacking memory threads llama_library llama_state llama"
     " llama_sampler prompt_tokens sequences cells places batching prompt_lookup draft_length decoding"
     " prefix_file prefix_folder prefix_cache engine_gguf batch_worker batch_engine engine_onnx opening"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,7 @@ TAUGHT = {
     "edge.prompt_tokens": Field(U32, 512),
     "edge.evidence_tokens": Field(U32, 64),
     "edge.numbered": Field(BOOL, False),
+    "edge.extractive": Field(BOOL, True),
 }
 
 
@@ -69,7 +71,10 @@ def test_an_adapter_is_given_by_its_file_and_says_how_it_reads(tmp_path: Path, m
     plain, taught = tiny_adapter(tmp_path / "p.gguf"), tiny_adapter(tmp_path / "t.gguf", fields=TAUGHT)
     assert loaded(settings(tmp_path, model=str(model))) == (None, Reading())
     assert loaded(settings(tmp_path, model=str(model), adapter=str(plain))) == ("p.gguf", Reading())
-    assert loaded(settings(tmp_path, model=str(model), adapter=str(taught))) == ("t.gguf", Reading(512, False, 64))
+    assert loaded(settings(tmp_path, model=str(model), adapter=str(taught))) == (
+        "t.gguf",
+        Reading(512, False, 64, True),
+    )
     from_environment = load_settings(
         {"home": tmp_path, "model": str(model), "context": 256}, {"EDGE_ADAPTER": str(plain)}
     )
@@ -92,7 +97,7 @@ def test_how_many_sentences_are_chosen_is_the_models_the_bundles_or_the_settings
 def test_a_bundles_only_adapter_is_used_unless_told_otherwise(tmp_path: Path, model: Path) -> None:
     own, style = tiny_adapter(tmp_path / "own.gguf", seed=9), tiny_adapter(tmp_path / "style.gguf", fields=TAUGHT)
     packed = bundle(tmp_path, model, style=style)
-    assert loaded(settings(tmp_path, bundle=packed)) == ("style.gguf", Reading(512, False, 64))
+    assert loaded(settings(tmp_path, bundle=packed)) == ("style.gguf", Reading(512, False, 64, True))
     assert loaded(settings(tmp_path, bundle=packed, adapter="none")) == (None, Reading())
     assert loaded(settings(tmp_path, bundle=packed, adapter=str(own))) == ("own.gguf", Reading())
     assert loaded(settings(tmp_path, bundle=packed, model=str(model))) == (None, Reading())
@@ -120,6 +125,15 @@ def test_an_onnx_decoder_takes_no_adapter(tmp_path: Path) -> None:
     build_bundle(recipe([decoder]), tmp_path / "b.edge")
     with pytest.raises(ModelError, match="writer is an ONNX model, which takes no adapter"):
         loaded(settings(tmp_path, bundle=tmp_path / "b.edge", adapter=str(adapter)))
+
+
+def test_an_onnx_decoder_is_not_held_to_a_readers_words(tmp_path: Path) -> None:
+    write_decoder(tmp_path / "writer", decoder_tensors(), quantized=True)
+    made = replace(recipe([Part("decoder", tmp_path / "writer", "MIT")]), reading=Reading(extractive=True))
+    build_bundle(made, tmp_path / "b.edge")
+    engine, reading = loading.load_engine(settings(tmp_path, bundle=tmp_path / "b.edge"))
+    engine.close()
+    assert not reading.extractive
 
 
 def test_an_adapter_without_a_decoder_brings_the_one_that_it_is_for(tmp_path: Path, model: Path) -> None:

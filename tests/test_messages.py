@@ -84,6 +84,11 @@ def test_options_and_results_come_through() -> None:
     sent = read_message(io.BytesIO(frame([1, vars_of(options)])))
     assert sent is not None
     assert options_from(sent[1]) == options
+    choosing = GenerateOptions(choices=(("a [1]", -0.5), ("b", -2.0)))
+    assert options_from(json.loads(json.dumps(vars_of(choosing)))) == choosing
+    for choices in ("a", [["a"]], ["ab"], [[1, -0.5]], [["a", "b"]], [["a", True]], None):
+        with pytest.raises(MessageError):
+            options_from({**vars_of(GenerateOptions()), "stop": [], "choices": choices})
     result = GenerationResult("length", 5, 1, 3, 1.25, 2.5)
     assert result_from(json.loads(json.dumps(result_values(result)))) == result
     for values in (None, {}, {"finish_reason": "stop", "unknown": 1}):

@@ -69,7 +69,7 @@ def test_the_manifest_says_what_the_models_are(parts: list[Part], tmp_path: Path
     made = recipe(
         parts,
         created="2026-11-21",
-        reading=Reading(330, False, 90),
+        reading=Reading(330, False, 90, True),
         sampling=Sampling(temperature=0.5),
         context=9999,
     )
@@ -88,7 +88,7 @@ def test_the_manifest_says_what_the_models_are(parts: list[Part], tmp_path: Path
         "F32",
     )
     assert manifest.decoder.context == 256  # at most what it was trained for
-    assert manifest.decoder.reading == Reading(330, False, 90)
+    assert manifest.decoder.reading == Reading(330, False, 90, True)
     assert manifest.decoder.sampling == Sampling(temperature=0.5)
     assert (manifest.encoder.name, manifest.encoder.dimension, manifest.encoder.pooling) == ("words", 4, "mean")
     assert {entry.licence for entry in manifest.of("evaluation")} == {"CC-BY-4.0"}

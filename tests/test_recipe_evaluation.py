@@ -178,6 +178,18 @@ def test_a_decoder_that_was_taught_with_sentences_is_given_those_of_the_reader()
     assert len(others) == 3
 
 
+def test_an_extractive_decoder_is_held_to_what_the_reader_found() -> None:
+    task = Task("Whose work is this?", ("It rained. Nobody came.", "The tower is red. It was Ann who built it."))
+    evidence = Evidence(8, reader=FakeReader({"Whose work is this?": "Ann"}))  # type: ignore[arg-type]
+    held, free = (
+        DecoderSystem(FakeEngine("It is Bob's [1]."), [], "tiny", evidence=evidence, extractive=each)
+        for each in (True, False)
+    )
+    ((_, said),), ((_, other),) = (list(each.answers([task])) for each in (held, free))
+    assert (said.text, said.cited, other.text) == ("Ann", 1, "It is Bob's.")
+    assert held.fingerprint != free.fingerprint
+
+
 def test_a_decoder_whose_context_is_too_small_says_so() -> None:
     system = DecoderSystem(FakeEngine(context=200), [], "small")
     with pytest.raises(EngineError, match="do not fit"):

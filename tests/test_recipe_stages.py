@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from threading import Event
 from types import SimpleNamespace
@@ -234,6 +234,20 @@ def test_a_whole_decoder_is_trained_on_the_grid_that_it_ships_with(bench: Bench)
     bench.write({"examples": "set.jsonl"}, decoder=part | {"quantize": "Q4_K"})
     with pytest.raises(ConfigError, match="do not fill"):
         bench.run("decoder-export")
+
+
+def test_to_choose_among_a_readers_words_is_nothing_that_is_learned(bench: Bench) -> None:
+    """But the file says it, so it is written and measured anew."""
+    base = str(tiny_llama(bench.folder / "tiny-f32.gguf", context=4096))
+    part = {"base": base, "evidence_tokens": 60}
+    given, found = given_set(bench), list[dict[str, Mapping[str, Any]]]()
+    for more in ({}, {"extractive": True}):
+        bench.write({"examples": given}, decoder=part | more, bundle={"out": "m.edge", "encoder": bench.tiny})
+        stages = stages_of(read_recipe(bench.path), bench.settings)
+        found.append({stage.name: stage.settings for stage in stages})
+    before, after = found
+    changed = {name for name in before if before[name] != after[name]}
+    assert changed == {"decoder-export", "evaluate", "assemble", "pack"}
 
 
 def test_an_interrupted_training_goes_on(bench: Bench) -> None:

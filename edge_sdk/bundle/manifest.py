@@ -18,7 +18,7 @@ from . import fields
 from .canonical import canonical_json, parse_canonical
 from .fields import fail
 
-SCHEMA = 2
+SCHEMA = 3
 MANIFEST = "bundle.json"
 SIGNATURE = "signature.json"
 MAX_MANIFEST = 1 << 20
@@ -82,7 +82,7 @@ class Sampling:
 class DecoderPart:
     """The language model. `context` is what it was tested with, in tokens; `chat_template` a sha256, or None.
 
-    `prompt_tokens`, `numbered` and `evidence_tokens` say how it reads documents best.
+    `prompt_tokens`, `numbered`, `evidence_tokens` and `extractive` say how it reads documents best.
     """
 
     name: str
@@ -94,12 +94,13 @@ class DecoderPart:
     prompt_tokens: int = Reading().prompt_tokens
     numbered: bool = True
     evidence_tokens: int = 0
+    extractive: bool = False
     sampling: Sampling = field(default_factory=Sampling)
 
     @property
     def reading(self) -> Reading:
         """How the model reads documents best."""
-        return Reading(self.prompt_tokens, self.numbered, self.evidence_tokens)
+        return Reading(self.prompt_tokens, self.numbered, self.evidence_tokens, self.extractive)
 
 
 @dataclass(frozen=True, slots=True)
@@ -313,6 +314,7 @@ def _decoder(values: object, where: str) -> DecoderPart:
         prompt_tokens=it.take("prompt_tokens", fields.between(64, 1 << 20)),
         numbered=it.take("numbered", fields.flag),
         evidence_tokens=it.take("evidence_tokens", fields.between(0, 1 << 20)),
+        extractive=it.take("extractive", fields.flag),
         sampling=it.take("sampling", _sampling),
     )
     it.end()

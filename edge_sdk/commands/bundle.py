@@ -55,6 +55,7 @@ _FILE_ROLES = ("calibration", "evaluation", "measurements", "template")
     "--prompt-tokens", type=click.IntRange(64), help="Prompt that the decoder reads best; catalog: known."
 )
 @click.option("--evidence-tokens", type=click.IntRange(0), help="Of chosen sentences; 0: none are chosen.")
+@click.option("--extractive", is_flag=True, help="With a reader it chooses among the words that this finds.")
 @click.option("--plain", is_flag=True, help="Numbered passages confuse the decoder; catalog: known.")
 @click.option("--temperature", default=0.0, show_default=True, type=click.FloatRange(0, 100), help="0 is greedy.")
 @click.option("--date", help="YYYY-MM-DD; default: that of SOURCE_DATE_EPOCH, else none.")
@@ -77,6 +78,7 @@ def bundle_build_command(
     tested: int,
     prompt_tokens: int | None,
     evidence_tokens: int | None,
+    extractive: bool,
     plain: bool,
     temperature: float,
     date: str | None,
@@ -110,6 +112,8 @@ def bundle_build_command(
         reading = replace(reading, prompt_tokens=prompt_tokens)
     if evidence_tokens is not None:
         reading = replace(reading, evidence_tokens=evidence_tokens)
+    if extractive:
+        reading = replace(reading, extractive=True)
     if plain:
         reading = replace(reading, numbered=False)
     more = [(role, path) for role in _FILE_ROLES for path in files[role]]

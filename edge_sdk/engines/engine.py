@@ -87,7 +87,7 @@ class Engine(Protocol):
 
         The token by which the model ends its answer comes too: its text is what was held back, mostly nothing.
         Raises `ContextOverflowError` before any work when prompt and `max_tokens` do not fit, `GrammarError` when
-        a schema or grammar is bad or cannot be honoured, and `ConfigError` for options that cannot be used.
+        a schema, grammar or choice is bad or cannot be honoured, and `ConfigError` for options that cannot be used.
         """
 
     def close(self) -> None:
@@ -109,7 +109,7 @@ def adapted_fingerprint(model: str, adapter: str) -> str:
 
 
 def check_options(options: GenerateOptions) -> None:
-    """Raise `ConfigError` for values that cannot be used, `GrammarError` for a schema and a grammar at once.
+    """Raise `ConfigError` for values that cannot be used, `GrammarError` for two of schema, grammar and choices.
 
     >>> check_options(GenerateOptions(temperature=-1.0))
     Traceback (most recent call last):
@@ -129,6 +129,17 @@ def check_options(options: GenerateOptions) -> None:
         raise ConfigError("repeat_penalty is 0", hint="use 1 for none")
     if options.json_schema is not None and options.grammar is not None:
         raise GrammarError("both a JSON schema and a grammar are given", hint="use one of them")
+    if options.choices and not (options.json_schema is None and options.grammar is None):
+        raise GrammarError("both choices and a schema or grammar are given", hint="use one of them")
+    for choice in options.choices:
+        if not _is_choice(choice):
+            raise ConfigError(f"{str(choice)[:60]!r} is no choice", hint="use pairs of a text and a finite weight")
+
+
+def _is_choice(value: object) -> bool:
+    if not isinstance(value, tuple) or len(value) != 2 or not isinstance(value[0], str) or not value[0]:
+        return False
+    return isinstance(value[1], int | float) and math.isfinite(value[1])
 
 
 class TextStream:

@@ -137,9 +137,9 @@ class OnnxEngine:
         too, its text empty but for what was held back.
         """
         check_options(options)
-        if options.json_schema is not None or options.grammar is not None:
+        if options.json_schema is not None or options.grammar is not None or options.choices:
             raise GrammarError(
-                f"{self._name} runs in onnxruntime, which cannot hold its output to a schema or grammar",
+                f"{self._name} runs in onnxruntime, which cannot hold its output to a schema, grammar or choices",
                 hint="use a GGUF model",
             )
         if len(prompt) > 16 * self.context and len(prompt) > self._tokenizer.longest * self.context:

@@ -134,11 +134,11 @@ class LlamaModel:
 
     # --- vocabulary -------------------------------------------------------------------------------------
 
-    def tokenize(self, text: bytes) -> list[int]:
-        """Tokens of UTF-8 text; what spells a special token becomes that token. None is added."""
+    def tokenize(self, text: bytes, *, special: bool = True) -> list[int]:
+        """Tokens of UTF-8 text; what spells a `special` token becomes that token, or stays text. None is added."""
         # A token has a byte at least, and some vocabularies put a space before the first.
         tokens = (ctypes.c_int32 * (len(text) + 8))()
-        count = self._lib.llama_tokenize(self.vocabulary, text, len(text), tokens, len(tokens), False, True)
+        count = self._lib.llama_tokenize(self.vocabulary, text, len(text), tokens, len(tokens), False, special)
         if count < 0:
             raise EngineError(f"llama.cpp cannot tokenize a text of {len(text)} bytes")
         return tokens[:count]
@@ -162,6 +162,16 @@ class LlamaModel:
         """All texts that `tokenize` turns into special tokens."""
         attributes = self._lib.llama_vocab_get_attr
         return [self._spelled(at) for at in range(self.size) if attributes(self.vocabulary, at) & _SPECIAL]
+
+    def ends(self) -> tuple[int, ...]:
+        """The tokens with which an answer ends: of a text, or of a turn."""
+        known = map(self._known, (self._lib.llama_vocab_eos, self._lib.llama_vocab_eot))
+        return tuple(dict.fromkeys(token for token in known if token is not None and self.is_end(token)))
+
+    def tokenize_inside(self, text: bytes) -> list[int]:
+        """Tokens of a text behind a line break, without any space before it, where none is a special token."""
+        before, whole = (self.tokenize(each, special=False) for each in (b"\n", b"\n" + text))
+        return whole[len(before) :] if whole[: len(before)] == before else self.tokenize(text, special=False)
 
     def is_end(self, token: int) -> bool:
         """Whether the model says with `token` that it has finished."""

@@ -20,6 +20,7 @@ from .gbnf import check_grammar
 from .json_schema import checked_schema
 from .llama import LlamaModel
 from .llama_library import complaint, complaints, library
+from .paths import Paths
 
 if TYPE_CHECKING:
     from kernels.logits import LogitsFigures
@@ -33,6 +34,7 @@ _CHARACTERS = (
     (f'"u"{_HEX * 4})', f'"u" ([0-9a-ce-fA-CE-F]{_HEX * 3} | [dD] [0-7]{_HEX * 2}))'),
 )
 _COLDEST = 1e-4  # below it the logits divided by the temperature overflow
+_END = -1  # of a path: any token that ends an answer
 _PENALTY_WINDOW = 64  # the last tokens that `repeat_penalty` looks at, as in llama.cpp
 
 
@@ -40,17 +42,21 @@ class Sampler:
     """Chooses tokens of one answer as `options` say, and measures each from the raw logits.
 
     Greedy without penalty or grammar needs the kernel alone. With a grammar a token is chosen freely first, and
-    among what the grammar allows only where it does not allow that one, as llama.cpp's own programs do.
+    among what the grammar allows only where it does not allow that one, as llama.cpp's own programs do. Of choices
+    the best is taken branch by branch, whatever the temperature (see `Paths`).
     """
 
     def __init__(self, model: LlamaModel, options: GenerateOptions, prompt: Sequence[int]) -> None:
-        """Raises `GrammarError` for a bad schema or grammar. `prompt` counts for the penalty on repetition."""
+        """Raises `GrammarError` for what cannot be obeyed. `prompt` counts for the penalty on repetition."""
         self._model, self._lib = model, library()
         lib = self._lib
         text = options.grammar if options.json_schema is None else json_schema_to_gbnf(options.json_schema)
         self._grammar = None if text is None else _grammar(model, text)
-        self._chain = None
-        if options.temperature > 0 or options.repeat_penalty != 1.0:
+        self._paths, self._chain = _paths(model, options) if options.choices else None, None
+        self._ends = model.ends() if options.choices else ()
+        if options.choices and not self._ends:
+            raise GrammarError("the model has no token that ends an answer, so it cannot choose one")
+        if self._paths is None and (options.temperature > 0 or options.repeat_penalty != 1.0):
             self._chain = lib.llama_sampler_chain_init(lib.llama_sampler_chain_default_params())
             for sampler in _samplers(lib, options, model.size):
                 lib.llama_sampler_chain_add(self._chain, sampler)
@@ -63,7 +69,7 @@ class Sampler:
     @property
     def greedy(self) -> bool:
         """Whether the best token is always the one chosen."""
-        return self._chain is None and self._grammar is None
+        return self._chain is None and self._grammar is None and self._paths is None
 
     def choose(self, row: Any = None) -> LogitsFigures:
         """The next token, as `chosen`, with its figures; from the model's row of logits unless another is given."""
@@ -72,6 +78,16 @@ class Sampler:
             figures = logits.measure_at(row, self._model.size)
         except ValueError as error:
             raise EngineError(f"the model fails: {error}", hint="its file may be damaged") from error
+        if self._paths is not None:
+            ends = sorted(self._ends, key=lambda token: -row[token])  # the likeliest stands for all
+
+            def logprob(token: int) -> float:
+                return float(min(0.0, row[ends[0] if token == _END else token] - figures.logsumexp))
+
+            step = self._paths.take(logprob)
+            chosen = ends[0] if step.token == _END else step.token
+            own = logprob(step.token)
+            return replace(figures, chosen=chosen, logprob=own, entropy=step.entropy, margin=step.margin)
         chosen = figures.best if self._chain is None else self._draw(row, constrained=False)
         if self._grammar is not None and not self._allows(chosen):
             chosen = self._draw(row, constrained=True)
@@ -150,6 +166,11 @@ def _grammar(model: LlamaModel, text: str) -> Any:
     if not sampler:
         raise GrammarError(f"llama.cpp refuses the grammar: {complaint()}")
     return sampler
+
+
+def _paths(model: LlamaModel, options: GenerateOptions) -> Paths:
+    texts = [(text.encode("utf-8", "replace"), weight) for text, weight in options.choices]
+    return Paths([((*model.tokenize_inside(text), _END), weight) for text, weight in texts])
 
 
 def _samplers(lib: Any, options: GenerateOptions, size: int) -> list[Any]:

@@ -89,7 +89,14 @@ def result_from(values: Any) -> GenerationResult:
 
 def options_from(values: Any) -> GenerateOptions:
     """How to generate. Raises `MessageError`."""
-    return _record(GenerateOptions, {**checked(dict, values), "stop": tuple(checked(list, values.get("stop")))})
+    stop, choices = (checked(list, checked(dict, values).get(name)) for name in ("stop", "choices"))
+    return _record(GenerateOptions, {**values, "stop": tuple(stop), "choices": tuple(map(_choice, choices))})
+
+
+def _choice(pair: Any) -> tuple[str, float]:
+    if len(checked(list, pair)) != 2 or type(pair[1]) not in (int, float):
+        raise MessageError("it holds no choice")
+    return checked(str, pair[0]), pair[1]
 
 
 def _record(kind: Callable[..., Record], values: Any) -> Record:

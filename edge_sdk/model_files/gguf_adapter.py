@@ -20,7 +20,7 @@ _TYPES: Final = ("F32", "F16", "BF16", "Q8_0")  # what llama.cpp multiplies with
 _UNADAPTED: Final = ("token_embd.weight", "position_embd.weight", "token_types.weight")  # looked up, not multiplied
 _A, _B = ".lora_a", ".lora_b"
 PROMPT_TOKENS, EVIDENCE_TOKENS = "edge.prompt_tokens", "edge.evidence_tokens"
-NUMBERED, BASE = "edge.numbered", "edge.base_model"
+NUMBERED, EXTRACTIVE, BASE = "edge.numbered", "edge.extractive", "edge.base_model"
 """Keys by which an adapter says how it was taught to read documents (see `prompt.Reading`), and on which model."""
 
 
@@ -29,8 +29,8 @@ class AdapterHeader:
     """What an adapter says about itself. `adapted` are the model's tensors to which it adds `alpha / rank * B A`.
 
     `prompt_tokens` and `numbered` are None where it does not say how it reads documents, `evidence_tokens` 0 where
-    it was taught with whole passages; `base`, the name of the model that it was trained on, is None where it does
-    not say that.
+    it was taught with whole passages, `extractive` False where it does not say that its answers are a passage's
+    words; `base`, the name of the model that it was trained on, is None where it does not say that.
     """
 
     architecture: str
@@ -43,6 +43,7 @@ class AdapterHeader:
     numbered: bool | None = None
     base: str | None = None
     evidence_tokens: int = 0
+    extractive: bool = False
 
 
 def read_adapter(path: Path, model: GgufHeader | None = None) -> AdapterHeader:
@@ -62,9 +63,7 @@ def read_adapter(path: Path, model: GgufHeader | None = None) -> AdapterHeader:
     if not isinstance(alpha, float) or not math.isfinite(alpha) or alpha < 0:
         _damaged(name, f"adapter.lora.alpha is {alpha!r}")
     tokens, chosen = _tokens(name, metadata, PROMPT_TOKENS, 64), _tokens(name, metadata, EVIDENCE_TOKENS, 0)
-    numbered = metadata.get(NUMBERED)
-    if numbered is not None and not isinstance(numbered, bool):
-        _damaged(name, f"{NUMBERED} is {numbered!r}")
+    numbered, extractive = _flag(name, metadata, NUMBERED), _flag(name, metadata, EXTRACTIVE)
     base = metadata.get(BASE)
     if base is not None and not isinstance(base, str):
         _damaged(name, f"{BASE} is {base!r}")
@@ -80,6 +79,7 @@ def read_adapter(path: Path, model: GgufHeader | None = None) -> AdapterHeader:
         numbered=numbered,
         base=base,
         evidence_tokens=chosen or 0,
+        extractive=extractive or False,
     )
     if model is not None:
         _check_fit(name, found, pairs, model)
@@ -92,6 +92,13 @@ def _tokens(name: str, metadata: Mapping[str, object], key: str, least: int) -> 
     if value is not None and (
         isinstance(value, bool) or not isinstance(value, int) or not least <= value < 1 << 20
     ):
+        _damaged(name, f"{key} is {value!r}")
+    return value
+
+
+def _flag(name: str, metadata: Mapping[str, object], key: str) -> bool | None:
+    value = metadata.get(key)
+    if value is not None and not isinstance(value, bool):
         _damaged(name, f"{key} is {value!r}")
     return value
 

@@ -15,12 +15,14 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from edge_sdk.bundle.manifest import check_licence
+from edge_sdk.bundle.manifest import SCHEMA, check_licence
+from edge_sdk.choices import RULE as OFFER
 from edge_sdk.confidence.calibration import Calibration, Calibrations
 from edge_sdk.config import Settings, load_settings
 from edge_sdk.documents.chunk import chunk_document
 from edge_sdk.edge import Edge
 from edge_sdk.errors import CalibrationError, ConfigError
+from edge_sdk.evidence import RULE
 from edge_sdk.hub.models import InstalledModel, resolve
 from edge_sdk.prompt import Reading
 from edge_sdk.records import ParsedDocument, Section
@@ -61,10 +63,12 @@ def bundle_stages(recipe: Recipe, settings: Settings, before: Sequence[str]) -> 
         "name": recipe.name,
         **{name: value for name, value in asdict(part).items() if name not in ("out", "key")},
         "reading": None if recipe.decoder is None else asdict(recipe.decoder.reading),
+        "schema": SCHEMA,
     }
+    rules = {"sentences": RULE, "offer": OFFER}  # calibrations hold for these alone
     return [
         Stage("assemble", 1, lambda job: _assemble(job, recipe, settings), facts, files, made),
-        Stage("calibrate", 4, lambda job: calibrate_bundle(job, settings), {}, {}, ("curate", "assemble")),
+        Stage("calibrate", 4, lambda job: calibrate_bundle(job, settings), rules, {}, ("curate", "assemble")),
         Stage(
             "pack",
             1,

@@ -37,7 +37,7 @@ _FAST = "avx512_bf16"  # processors that multiply in bfloat16
 
 def decoder_stages(recipe: Recipe, part: DecoderPart, base: InstalledModel, settings: Settings) -> list[Stage]:
     """Training and export."""
-    learned = {name: value for name, value in asdict(part).items() if name != "base"}
+    learned = {name: value for name, value in asdict(part).items() if name not in ("base", "extractive")}
     return [
         Stage(
             "decoder",

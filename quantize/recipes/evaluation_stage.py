@@ -14,6 +14,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from edge_sdk.choices import RULE as OFFER
 from edge_sdk.config import Settings
 from edge_sdk.encoders.encoders import open_encoder
 from edge_sdk.engines.engine_gguf import GgufEngine
@@ -64,6 +65,8 @@ def evaluation_stage(recipe: Recipe, settings: Settings, before: Sequence[str]) 
     if recipe.decoder is not None:
         files["decoder"] = resolve(recipe.decoder.base, settings).path
         facts["reading"] = {**asdict(recipe.decoder.reading), "rule": RULE}
+        if recipe.decoder.extractive:
+            facts["offer"] = OFFER
         if recipe.decoder.evidence_tokens:
             files["encoder"] = resolve(recipe.data.encoder, settings).path
     if recipe.teacher is not None and recipe.evaluate.teacher:
@@ -125,8 +128,10 @@ def _systems(job: Job, recipe: Recipe, settings: Settings) -> Iterator[tuple[str
         base = resolve(recipe.decoder.base, settings)
         evidence = _evidence(job, recipe, settings)
         made = job.results["decoder-export"].folder
-        yield "student", _decoder(base, made, "decoder", settings, evidence)
-        yield "baseline", _decoder(base, None, f"{base.name}, untrained", settings, evidence)
+        held = recipe.decoder.extractive
+        beside = [job.results["reader-export"].folder / READER] if evidence and evidence.reader else []
+        yield "student", _decoder(base, made, "decoder", settings, evidence, extractive=held, beside=beside)
+        yield "baseline", _decoder(base, None, f"{base.name}, untrained", settings, evidence, beside=beside)
     if recipe.teacher is not None and recipe.evaluate.teacher and (recipe.reader or recipe.decoder):
         yield "teacher", _teacher(recipe, settings)
 
@@ -158,16 +163,24 @@ def _evidence(job: Job, recipe: Recipe, settings: Settings) -> Evidence | None:
 
 @contextmanager
 def _decoder(
-    base: InstalledModel, made: Path | None, name: str, settings: Settings, evidence: Evidence | None
+    base: InstalledModel,
+    made: Path | None,
+    name: str,
+    settings: Settings,
+    evidence: Evidence | None,
+    *,
+    extractive: bool = False,
+    beside: Sequence[Path] = (),
 ) -> Iterator[System]:
-    """The base with the adapter in `made`, the file there in its place, or the base alone."""
+    """The base with the adapter in `made`, the file there in its place, or the base alone; `beside` is what else a
+    device needs for it, but for the encoder that finds the passages."""
     adapter = made / ADAPTER if made is not None and (made / ADAPTER).is_file() else None
     path = made / DECODER if made is not None and adapter is None else base.path
     engine = GgufEngine.open(path, name=name, context=_CONTEXT, threads=settings.threads, adapter=adapter)
     try:
         numbered = made is not None or base.reading.numbered
-        files = [path, *([adapter] if adapter else [])]
-        yield DecoderSystem(engine, files, name, numbered=numbered, evidence=evidence)
+        files = [path, *([adapter] if adapter else []), *beside]
+        yield DecoderSystem(engine, files, name, numbered=numbered, evidence=evidence, extractive=extractive)
     finally:
         engine.close()
 

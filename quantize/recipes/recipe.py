@@ -91,13 +91,14 @@ class DecoderPart:
     tokens: int = between(64, 1 << 20, default=4096)  # of a step, padding counted
     prompt_tokens: int = between(64, 1 << 16, default=1024)  # of the longest prompt learned from
     evidence_tokens: int = between(0, 1 << 16, default=0)  # of sentences chosen from its passages; 0: all of them
+    extractive: bool = False  # whether it is held to a reader's words, where there is a reader
     confidence: float = between(0.0, 1.0, default=0.0)  # share of steps that teach to be sure only when right
     quantize: str | None = None  # type of a full student's file, trained on its grid; none: the base's precision
 
     @property
     def reading(self) -> Reading:
         """How it is taught to read documents."""
-        return Reading(self.prompt_tokens, True, self.evidence_tokens)
+        return Reading(self.prompt_tokens, True, self.evidence_tokens, self.extractive)
 
 
 @dataclass(frozen=True)
@@ -191,6 +192,9 @@ def _check(it: Recipe) -> None:
             raise ConfigError(f"{where}.head has the name {name[:60]!r}", hint="use small letters and digits")
     if it.teacher is not None:
         _check_teacher(it.teacher, f"{where}.teacher")
+    if it.decoder is not None and it.decoder.extractive and not it.decoder.evidence_tokens:
+        hint = "a reader finds its words, so let it choose sentences, too: evidence_tokens = 64"
+        raise ConfigError(f"{where}.decoder is extractive but has no evidence_tokens", hint=hint)
     if it.data.unlabelled and not it.data.documents:
         raise ConfigError(f"{where} has questions to answer but no documents", hint="name them in data.documents")
     if it.data.documents and it.teacher is None:

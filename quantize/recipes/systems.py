@@ -17,6 +17,8 @@ from pathlib import Path
 from statistics import fmean
 from threading import Event
 
+from edge_sdk.choices import RULE as OFFER
+from edge_sdk.choices import choices
 from edge_sdk.citations import is_refusal, resolve_citations
 from edge_sdk.encoders.embed import Encoder
 from edge_sdk.engines.engine import Engine
@@ -24,6 +26,7 @@ from edge_sdk.errors import ContextOverflowError
 from edge_sdk.evidence import RULE, choose
 from edge_sdk.extracting import READ
 from edge_sdk.prompt import Style, build_prompt
+from edge_sdk.readers.extract import Extract
 from edge_sdk.readers.reader import Reader
 from edge_sdk.records import GenerateOptions, Hit, Passage, Token
 
@@ -92,9 +95,13 @@ class Evidence:
         models = [each.fingerprint for each in (self.encoder, self.reader) if each is not None]
         return f"{self.tokens} of {RULE} {' '.join(models)}"
 
-    def texts(self, question: str, hits: Sequence[Hit], engine: Engine) -> dict[Hit, str]:
+    def read(self, question: str, hits: Sequence[Hit]) -> Extract | None:
+        """What the reader finds."""
+        return self.reader.read(question, [hit.passage.text for hit in hits[:READ]]) if self.reader else None
+
+    def texts(self, question: str, hits: Sequence[Hit], engine: Engine, extract: Extract | None) -> dict[Hit, str]:
         """What the engine is given of each passage that it is given anything of."""
-        likely = self.reader.read(question, [hit.passage.text for hit in hits[:READ]]).likely if self.reader else ()
+        likely = extract.likely if extract is not None else ()
         encode = self.encoder.encode if self.encoder is not None else None
         excerpts = choose(question, hits, self.tokens, count=engine.count, encode=encode, likely=likely)
         return {excerpt.hit: excerpt.text for excerpt in excerpts}
@@ -112,11 +119,16 @@ class DecoderSystem:
         style: Style = "full",
         numbered: bool = True,
         evidence: Evidence | None = None,
+        extractive: bool = False,
     ) -> None:
-        """`files` are those that a device needs for it; without `evidence` it is given whole passages."""
+        """`files` are those that a device needs for it; without `evidence` it is given whole passages.
+
+        An `extractive` one is held to what the reader of `evidence` finds.
+        """
         self.name, self._engine, self._style, self._numbered = name, engine, style, numbered
-        self._evidence = evidence
+        self._evidence, self._extractive = evidence, extractive
         chosen = f" {evidence.fingerprint}" if evidence is not None else ""
+        chosen += f" {OFFER}" if extractive else ""
         self.fingerprint = f"decoder {engine.fingerprint} {style} {numbered} {MAX_TOKENS}{chosen}"
         self.bytes = sum(map(size_of, files))
 
@@ -135,16 +147,20 @@ class DecoderSystem:
         ]
         engine, room = self._engine, self._engine.context - MAX_TOKENS
         started = time.perf_counter()
-        texts = {hit: hit.passage.text for hit in hits}
+        texts, extract = {hit: hit.passage.text for hit in hits}, None
         if self._evidence is not None:
-            texts = self._evidence.texts(task.question, hits, engine)
+            extract = self._evidence.read(task.question, hits)
+            texts = self._evidence.texts(task.question, hits, engine, extract)
         prompt = build_prompt(
             task.question, list(texts), render=engine.render, count=engine.count, budget=room, limit=room,
             style=self._style, numbered=self._numbered, shown=texts.__getitem__,
         )  # fmt: skip
         if prompt.left_out:
             raise ContextOverflowError(engine.count(" ".join(texts.values())), MAX_TOKENS, engine.context)
-        tokens = list(engine.generate(prompt.text, GenerateOptions(max_tokens=MAX_TOKENS), cancel))
+        numbered = self._numbered and self._style == "full"
+        offered = choices(extract, hits, prompt, numbered=numbered) if self._extractive else ()
+        options = GenerateOptions(max_tokens=MAX_TOKENS, choices=offered)
+        tokens = list(engine.generate(prompt.text, options, cancel))
         milliseconds = (time.perf_counter() - started) * 1000
         cited = resolve_citations("".join(token.text for token in tokens), prompt.passages)
         places = [int(citation.document.removeprefix("passage ")) for citation in cited.citations]

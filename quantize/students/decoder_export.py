@@ -21,6 +21,7 @@ from edge_sdk.errors import ConfigError
 from edge_sdk.model_files.gguf_adapter import (
     BASE,
     EVIDENCE_TOKENS,
+    EXTRACTIVE,
     NUMBERED,
     PROMPT_TOKENS,
     AdapterHeader,
@@ -77,6 +78,7 @@ def write_adapter(model: DecoderModel, source: Path, out: Path, facts: AdapterFa
         fields[PROMPT_TOKENS] = Field(U32, facts.reading.prompt_tokens)
         fields[EVIDENCE_TOKENS] = Field(U32, facts.reading.evidence_tokens)
         fields[NUMBERED] = Field(BOOL, facts.reading.numbered)
+        fields[EXTRACTIVE] = Field(BOOL, facts.reading.extractive)
     tensors = [
         NewTensor(f"{name}.{half}", "F16", tuple(reversed(weights.shape)), partial(_once, _halves(name, weights)))
         for name, layer in layers.items()

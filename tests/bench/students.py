@@ -63,7 +63,7 @@ def decoder(
 ) -> Iterator[System]:
     """A model of the catalog, with an adapter or as it is, given whole passages or sentences."""
     model = resolve(name, settings)
-    files = [model.path, *([] if adapter is None else [adapter])]
+    files = [path for path in (model.path, adapter, reader) if path is not None]
     evidence = None
     if evidence_tokens:
         opened = None if reader is None else Reader.open(reader, threads=settings.threads)
@@ -72,7 +72,8 @@ def decoder(
         model.path, name=title, context=CONTEXT, threads=settings.threads, sha256=model.sha256, adapter=adapter
     ) as engine:
         numbered = adapter is not None or model.reading.numbered
-        yield DecoderSystem(engine, files, title, numbered=numbered, evidence=evidence)
+        extractive = adapter is not None and read_adapter(adapter).extractive
+        yield DecoderSystem(engine, files, title, numbered=numbered, evidence=evidence, extractive=extractive)
 
 
 def main() -> None:

@@ -1,0 +1,100 @@
+"""What an extractive model may answer: words of a reader that it was shown, and "no" where the reader doubts."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from made_calibrations import hit
+
+from edge_sdk.choices import choices
+from edge_sdk.engines.engine_gguf import GgufEngine
+from edge_sdk.fakes import FakeEngine
+from edge_sdk.prompt import NOT_FOUND, Prompt, build_prompt
+from edge_sdk.readers.extract import Extract, Span
+from edge_sdk.records import GenerateOptions, Hit
+
+HITS = [hit("It rained in May."), hit("Ann built\nthe tower in 1889.", rank=2), hit("Nobody came.", rank=3)]
+
+
+def span(passage: int, words: str) -> Span:
+    start = HITS[passage].passage.text.index(words)
+    return Span(passage, start, start + len(words), words, -1.0)
+
+
+def found(*likely: Span, probability: float | None = 0.9) -> Extract:
+    return Extract(likely[0], (), 1.0, 1.0, (1.0, 1.0, 1.0), probability, likely=likely)
+
+
+def prompt(engine: FakeEngine | GgufEngine, *given: Hit) -> Prompt:
+    return build_prompt(
+        "Who built it?", given, render=engine.render, count=engine.count, budget=900, limit=900
+    )  # fmt: skip
+
+
+SHOWN = prompt(FakeEngine(), HITS[1], HITS[0])
+LIKELY = (span(1, "Ann"), span(1, "Ann built\nthe tower"), span(0, "May"), span(1, "Ann"))
+
+
+def offered(extract: Extract | None, shown: Prompt = SHOWN, *, numbered: bool = True) -> dict[str, float]:
+    return dict(choices(extract, HITS, shown, numbered=numbered))
+
+
+def test_the_readers_words_are_offered_with_the_number_of_their_passage_in_the_prompt() -> None:
+    assert list(offered(found(*LIKELY))) == ["Ann [1]", "Ann built the tower [1]", "May [2]"]
+    assert list(offered(found(*LIKELY), numbered=False)) == ["Ann", "Ann built the tower", "May"]
+
+
+def test_words_that_the_reader_found_twice_are_as_likely_as_both() -> None:
+    weights = offered(found(*LIKELY))
+    assert weights["May [2]"] == -1.0
+    assert math.exp(weights["Ann [1]"]) == pytest.approx(2 * math.exp(-1.0))
+
+
+def test_what_the_model_was_not_shown_is_not_offered() -> None:
+    assert list(offered(found(span(2, "Nobody"), span(0, "May")))) == ["May [2]"]
+    part = build_prompt(
+        "Who?", HITS[:1], render=FakeEngine().render, count=FakeEngine().count, budget=900, limit=900,
+        shown=lambda each: "It rained.",
+    )  # fmt: skip
+    assert offered(found(span(0, "May")), part) == {}
+
+
+def test_words_of_the_question_or_of_another_passage_are_not_what_the_model_was_shown() -> None:
+    fair = [hit("It rained. The fair was in May."), hit("Nobody came in May.", rank=2)]
+    shown = build_prompt(
+        "Did it rain in May?", fair, render=FakeEngine().render, count=FakeEngine().count, budget=900, limit=900,
+        shown=lambda each: each.passage.text.split(". ")[0],
+    )  # fmt: skip
+    at = fair[0].passage.text.index("May")
+    likely = (Span(0, at, at + 3, "May", -0.1), Span(1, 15, 18, "May", -0.2))
+    assert [text for text, _ in choices(found(*likely), fair, shown, numbered=True)] == ["May [2]"]
+
+
+@pytest.mark.parametrize(("probability", "allowed"), [(0.19, True), (None, True), (0.2, False), (1.0, False)])
+def test_only_where_the_reader_doubts_may_the_model_say_no(probability: float | None, allowed: bool) -> None:
+    assert (NOT_FOUND in offered(found(*LIKELY, probability=probability))) is allowed
+
+
+def test_without_a_readers_words_there_is_no_choice() -> None:
+    nothing = Extract(None, (), 0.0, -9.0, (-9.0,), 0.01)
+    assert offered(None) == offered(nothing) == {}
+
+
+@pytest.fixture(scope="module")
+def smollm2(smollm2_path: Path) -> Iterator[GgufEngine]:
+    with GgufEngine.open(smollm2_path, context=512, threads=2) as engine:
+        yield engine
+
+
+@pytest.mark.model
+def test_a_model_says_one_of_the_choices_word_for_word(smollm2: GgufEngine) -> None:
+    shown = prompt(smollm2, HITS[1], HITS[0])
+    texts = choices(found(*LIKELY, probability=None), HITS, shown, numbered=True)
+    generation = smollm2.generate(shown.text, GenerateOptions(max_tokens=40, choices=texts))
+    assert "".join(token.text for token in generation) in dict(texts)
+    assert generation.result.finish_reason == "stop"
+    free = smollm2.generate(shown.text, GenerateOptions(max_tokens=40))
+    assert "".join(token.text for token in free) not in dict(texts)  # so it was held
