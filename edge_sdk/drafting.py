@@ -11,7 +11,7 @@ from threading import Event as Flag
 from typing import TYPE_CHECKING, SupportsIndex, get_args
 
 from .choices import RULE as OFFER
-from .choices import choices
+from .choices import choices, completed, held
 from .citations import CitedText, is_refusal, resolve_citations
 from .confidence.setup import SIGNALS_HASH, Setup, short_hash
 from .conversation import Conversation
@@ -114,7 +114,7 @@ class Drafter:
         generation = self.engine.generate(prompt.text, options, stop)
         read = tuple(hit.passage for hit in prompt.passages)
         pieces: list[str] = []
-        shown = 0
+        shown, hold = 0, None if offered else manner.hold  # what is chosen may still be completed
         repetition, fresh = Repetition(), None
         try:
             for token in generation:
@@ -123,7 +123,7 @@ class Drafter:
                     return Draft(tokens=TokenCounts(prompt.tokens, 0, len(pieces)), passages=read)
                 if fresh is None and (fresh := repetition.grow(token.text)) is not None:
                     stop.set()
-                if manner.hold is not None and len(pieces) > manner.hold and (text := "".join(pieces[shown:])):
+                if hold is not None and len(pieces) > hold and (text := "".join(pieces[shown:])):
                     shown = len(pieces)
                     yield Event("provisional", text)
         finally:
@@ -131,17 +131,28 @@ class Drafter:
         end = generation.result
         if fresh is not None and not stop.by_user:
             end = replace(end, finish_reason="length")  # as if the limit had come there
-        raw = "".join(pieces)[:fresh].strip()
+        said = "".join(pieces)[:fresh].strip()
+        raw = completed(said, offered, end.shares)
         cited = resolve_citations(raw, prompt.passages)
         refusal = is_refusal(cited.text)
-        judge.ends(cited.text, prompt.passages, finish_reason=end.finish_reason, refusal=refusal)
+        judge.ends(
+            cited.text,
+            prompt.passages,
+            finish_reason=end.finish_reason,
+            refusal=refusal,
+            choice_held=held(raw, offered, end.shares),
+        )
         served = judge.decision.route == "local" and end.finish_reason != "cancelled"
         if manner.conversation is not None and served:
             labels = [hit.passage.label for hit in prompt.passages]
             manner.conversation.append(question, prompt.messages[-1], raw, labels)
         return Draft(
             cited,
-            (*self._read(prompt, offered), *_reasons(cited, end.finish_reason, repeats=fresh is not None)),
+            (
+                *self._read(prompt, offered),
+                *_completed(said, raw),
+                *_reasons(cited, end.finish_reason, repeats=fresh is not None),
+            ),
             end.prefill_ms,
             end.decode_ms,
             TokenCounts(end.prompt_tokens, end.cached_tokens, end.completion_tokens),
@@ -296,6 +307,11 @@ def abstention(reasons: tuple[str, ...], draft: Draft) -> Answer:
         tokens=draft.tokens,
         model="",
     )
+
+
+def _completed(said: str, given: str) -> Iterator[str]:
+    if said != given:
+        yield f"chose {said!r}, which was completed to what is likelier to hold the answer"
 
 
 def _reasons(cited: CitedText, finish_reason: str, *, repeats: bool) -> Iterator[str]:

@@ -103,7 +103,7 @@ class FakeEngine:
     again), or a function of the prompt. `confidence` is the probability of a typical token; the rest is spread
     evenly over nine others. A fake cannot obey a grammar: `grammar` raises `GrammarError`, and so does
     `json_schema` unless the scripted answer is JSON. Of `choices` it takes the scripted answer, or else the one for
-    which most speaks.
+    which most speaks; their shares are those of their weights.
 
     >>> engine = FakeEngine("Boil it. [1]")
     >>> "".join(token.text for token in engine.generate("How?", GenerateOptions()))
@@ -199,7 +199,9 @@ class FakeEngine:
             yield self._token(piece, at, text)
             if stream.stopped:
                 break
-        return GenerationResult(reason, prompt_tokens, cached, produced, 0.0, 0.0)
+        weights = [math.exp(weight) for _, weight in options.choices]
+        shares = tuple(weight / math.fsum(weights) for weight in weights)
+        return GenerationResult(reason, prompt_tokens, cached, produced, 0.0, 0.0, shares=shares)
 
     def _token(self, piece: str, at: int, text: str) -> Token:
         digest = hashlib.blake2b(f"{at} {piece}".encode("utf-8", "replace"), digest_size=8).digest()

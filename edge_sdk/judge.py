@@ -120,11 +120,25 @@ class Judge:
         self.gave_up = self.decision.route != "local"
         return self.gave_up
 
-    def ends(self, answer: str, passages: Sequence[Hit], *, finish_reason: FinishReason, refusal: bool) -> Decision:
-        """The decision on the whole answer; `passages` are those of the prompt, best first."""
+    def ends(
+        self,
+        answer: str,
+        passages: Sequence[Hit],
+        *,
+        finish_reason: FinishReason,
+        refusal: bool,
+        choice_held: float | None = None,
+    ) -> Decision:
+        """The decision on the whole answer; `passages` are those of the prompt, best first. See also `SIGNALS`."""
         self.signals |= self._trace.signals()
         self.signals |= signals_after(
-            self._question, passages, answer, finish_reason=finish_reason, refusal=refusal, extract=self._extract
+            self._question,
+            passages,
+            answer,
+            finish_reason=finish_reason,
+            refusal=refusal,
+            extract=self._extract,
+            choice_held=choice_held,
         )
         if finish_reason == "cancelled":
             self.explanation = Explanation("during", note="the answer was cancelled")

@@ -65,7 +65,8 @@ class Token:
 class GenerationResult:
     """How a generation ended. `cached_tokens` of `prompt_tokens` were reused from the KV cache.
 
-    `drafted_tokens` were verified in batches, and `accepted_tokens` of them are part of the answer.
+    `drafted_tokens` were verified in batches, and `accepted_tokens` of them are part of the answer. `shares` are
+    the probabilities of the choices, in their order, as far as the answer came.
     """
 
     finish_reason: FinishReason
@@ -76,6 +77,7 @@ class GenerationResult:
     decode_ms: float
     drafted_tokens: int = 0
     accepted_tokens: int = 0
+    shares: tuple[float, ...] = ()
 
 
 # --- documents --------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from made_calibrations import hit
 
-from edge_sdk.choices import choices
+from edge_sdk.choices import choices, completed, held
 from edge_sdk.engines.engine_gguf import GgufEngine
 from edge_sdk.fakes import FakeEngine
 from edge_sdk.prompt import NOT_FOUND, Prompt, build_prompt
@@ -73,6 +73,43 @@ def test_words_of_the_question_or_of_another_passage_are_not_what_the_model_was_
     assert [text for text, _ in choices(found(*likely), fair, shown, numbered=True)] == ["May [2]"]
 
 
+OFFERED = (("Davies [1]", -0.4), ("Donald Davies [1]", -1.2), ("Donald Davies [2]", -1.2), ("Paul Baran [1]", -3.0))
+
+
+@pytest.mark.parametrize(
+    ("shares", "given"),
+    [
+        ((0.97, 0.01, 0.01, 0.01), "Davies [1]"),
+        ((0.50, 0.45, 0.00, 0.05), "Donald Davies [1]"),
+        ((0.50, 0.00, 0.45, 0.05), "Donald Davies [1]"),
+        ((0.30, 0.00, 0.00, 0.70), "Davies [1]"),
+    ],
+)
+def test_an_answer_is_completed_where_fuller_words_of_its_passage_are_likely_too(
+    shares: tuple[float, ...], given: str
+) -> None:
+    assert completed("Davies [1]", OFFERED, shares) == given
+
+
+def test_an_answer_that_is_likely_too_long_is_shortened() -> None:
+    offered = (("the red house on the hill by the sea", -1.0), ("red house", -0.5))
+    assert completed(offered[0][0], offered, (0.2, 0.8)) == "red house"
+
+
+def test_an_answer_holds_what_is_said_with_some_of_its_words() -> None:
+    shares = (0.4, 0.3, 0.2, 0.1)
+    assert held("Davies [1]", OFFERED, shares) == pytest.approx(0.4)
+    assert held("Donald Davies [2]", OFFERED, shares) == pytest.approx(0.9)
+    assert held("someone else", OFFERED, shares) == 0
+    assert held("Davies", (), ()) is held("Davies [1]", OFFERED, ()) is None
+
+
+def test_what_was_not_offered_or_is_no_answer_stays_as_it_was_said() -> None:
+    assert completed("Davi", OFFERED, (0.5, 0.5, 0.0, 0.0)) == "Davi"
+    assert completed("Davies [1]", OFFERED, ()) == "Davies [1]"
+    assert completed(NOT_FOUND, (*OFFERED, (NOT_FOUND, -0.4)), (0.1, 0.4, 0.1, 0.0, 0.4)) == NOT_FOUND
+
+
 @pytest.mark.parametrize(("probability", "allowed"), [(0.19, True), (None, True), (0.2, False), (1.0, False)])
 def test_only_where_the_reader_doubts_may_the_model_say_no(probability: float | None, allowed: bool) -> None:
     assert (NOT_FOUND in offered(found(*LIKELY, probability=probability))) is allowed
@@ -96,5 +133,6 @@ def test_a_model_says_one_of_the_choices_word_for_word(smollm2: GgufEngine) -> N
     generation = smollm2.generate(shown.text, GenerateOptions(max_tokens=40, choices=texts))
     assert "".join(token.text for token in generation) in dict(texts)
     assert generation.result.finish_reason == "stop"
+    assert len(generation.result.shares) == len(texts) and sum(generation.result.shares) == pytest.approx(1)
     free = smollm2.generate(shown.text, GenerateOptions(max_tokens=40))
     assert "".join(token.text for token in free) not in dict(texts)  # so it was held

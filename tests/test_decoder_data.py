@@ -84,10 +84,10 @@ def test_answers_cite_their_passage_or_say_that_there_is_none(engine: GgufEngine
             example = asked[task.question]
             if task.gold:
                 assert task.passages[task.gold - 1] == example.passage
-                assert task.target(task.gold) == f"{example.answers[0]} [{task.gold}]"
+                assert task.targets(task.gold)[0] == f"{example.answers[0]} [{task.gold}]"
             else:
                 assert example.passage not in task.passages
-                assert is_refusal(task.target(None))
+                assert is_refusal(task.targets(None)[0])
             seen["gold" if task.gold else "absent"] += 1
     assert seen["gold"] == 12  # two passages of eight are on no sheet of three
     assert 3 <= seen["absent"] <= 12

@@ -20,6 +20,7 @@ from edge_sdk.engines.engine import Generation
 from edge_sdk.fakes import FakeEncoder, FakeEngine, FakeReader
 from edge_sdk.judge import Judge
 from edge_sdk.prompt import Reading
+from edge_sdk.readers.extract import Extract, Span
 from edge_sdk.records import Event, GenerateOptions, Message
 from edge_sdk.route import Policy
 
@@ -219,6 +220,32 @@ def test_an_extractive_model_chooses_among_what_the_reader_found() -> None:
     _, found = drafted(free.draft(asked, PASSAGES, judge(), Manner(), extract))
     assert [options.choices for options in engine.options[2:]] == [(), ()]
     assert found.cited.text == "I do not know." and not any("choose" in reason for reason in found.reasons)
+
+
+def test_what_was_chosen_is_given_whole_and_only_then() -> None:
+    engine, asked, text = FakeEngine("wet [1]"), "How was the weather?", PASSAGES[1].passage.text
+    spans = [
+        Span(1, start, start + len(words), words, score)
+        for words, score in (("wet", -0.8), ("The streets were wet", -0.9), ("streets were wet", -1.9))
+        for start in [text.index(words)]
+    ]
+    extract = Extract(spans[0], (), 1.0, 1.0, (0.0, 1.0), 0.9, likely=tuple(spans))
+    it, judging = Drafter(engine, Reading(600, True, 10, extractive=True)), judge()
+    events, found = drafted(it.draft(asked, PASSAGES, judging, Manner(), extract))
+    assert found.cited.text == "The streets were wet [1]"
+    assert "chose 'wet [1]', which was completed to what is likelier to hold the answer" in found.reasons
+    assert not any(event.kind == "provisional" for event in events)
+    assert judging.signals["choice_held"] == pytest.approx(1.0)
+    short = replace(extract, likely=(spans[0], replace(spans[1], score=-9.0)))
+    _, found = drafted(it.draft(asked, PASSAGES, judging, Manner(), short))
+    assert found.cited.text == "wet [1]" and not any("completed" in reason for reason in found.reasons)
+    assert 0.99 < judging.signals["choice_held"] < 1
+
+
+def test_without_answers_to_choose_from_there_is_no_signal_of_a_choice() -> None:
+    judging = judge()
+    drafted(drafter().draft("How was the weather?", PASSAGES, judging, Manner()))
+    assert "choice_held" not in judging.signals
 
 
 def test_a_question_that_follows_up_and_a_sampler_that_holds_already_leave_the_reader_out() -> None:

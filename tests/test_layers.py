@@ -47,7 +47,7 @@ PARTS = {
     " prefix_file prefix_folder prefix_cache engine_gguf batch_worker batch_engine engine_onnx opening"
     " confinement messages worker worker_process isolated load_probe",
     "encoders": "embed bert_graph bert static_encoder encoders",
-    "readers": "windows spans description extract scorer reader",
+    "readers": "windows spans description overlap extract scorer reader",
     "hub": "catalog partial archive download models",
     "storage": "vectors database segments version_3 schema vector_reader decisions store",
     "retrieval": "fulltext ranking retrieve",

@@ -89,9 +89,11 @@ def test_options_and_results_come_through() -> None:
     for choices in ("a", [["a"]], ["ab"], [[1, -0.5]], [["a", "b"]], [["a", True]], None):
         with pytest.raises(MessageError):
             options_from({**vars_of(GenerateOptions()), "stop": [], "choices": choices})
-    result = GenerationResult("length", 5, 1, 3, 1.25, 2.5)
-    assert result_from(json.loads(json.dumps(result_values(result)))) == result
-    for values in (None, {}, {"finish_reason": "stop", "unknown": 1}):
+    result = GenerationResult("length", 5, 1, 3, 1.25, 2.5, shares=(0.75, 0.25))
+    sent_result = result_values(result)
+    assert result_from(json.loads(json.dumps(sent_result))) == result
+    wrong = ({**sent_result, "shares": shares} for shares in (None, "a", ["a"], [True], 0.5))
+    for values in (None, {}, {**sent_result, "unknown": 1}, *wrong):
         with pytest.raises(MessageError):
             result_from(values)
 

@@ -63,3 +63,27 @@ def test_tokens_that_cannot_be_leave_the_choice_to_the_weights() -> None:
 
 def test_two_texts_of_the_same_tokens_are_one() -> None:
     assert walked(Paths([((1, END), -1.0), ((1, END), -2.0)]), {}) == (1, END)
+
+
+@given(CHOICES, st.dictionaries(st.integers(0, 3), st.floats(-30, 0)), st.integers(0, 5))
+def test_the_shares_of_all_paths_are_one_together_at_any_place(
+    choices: list[tuple[tuple[int, ...], float]], logprob: dict[int, float], steps: int
+) -> None:
+    paths = Paths(choices)
+    while paths.open and steps:
+        paths.take(lambda token: logprob.get(token, -5.0))
+        steps -= 1
+    assert sum(paths.shares()) == pytest.approx(1.0)
+    assert all(0 <= share <= 1 for share in paths.shares())
+
+
+def test_before_the_first_token_the_weights_alone_are_the_shares() -> None:
+    assert Paths([((1, END), math.log(3)), ((2, END), 0.0)]).shares() == pytest.approx((0.75, 0.25))
+
+
+def test_a_path_has_the_shares_of_its_branches_and_one_left_behind_that_of_its_weight() -> None:
+    paths = Paths([((1, 5, END), 0.0), ((1, 6, END), 0.0), ((2, 7, END), math.log(3)), ((2, 8, END), 0.0)])
+    likely = {1: math.log(0.8), 2: math.log(0.1), 5: math.log(0.3), 6: math.log(0.1)}
+    assert walked(paths, likely) == (1, 5, END)
+    left = 0.1 * 4 / (0.8 * 2 + 0.1 * 4)  # of the branch that begins with 2
+    assert paths.shares() == pytest.approx(((1 - left) * 0.75, (1 - left) * 0.25, left * 0.75, left * 0.25))

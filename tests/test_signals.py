@@ -48,7 +48,7 @@ def test_every_signal_is_finite_and_documented(
     for measured in (early, trace.first(), trace.signals(), late):
         assert all(math.isfinite(value) for value in measured.values())
     missing = set() if any(each.similarity is not None for each in found) else {"similarity"}
-    missing |= {name for name in STAGES["after"] if name.startswith("reader_")}  # there is none
+    missing |= {name for name in STAGES["after"] if name.startswith(("reader_", "choice_"))}  # there is none
     assert early.keys() == set(STAGES["before"]) - NEIGHBOURS - missing
     assert early.keys() | trace.first().keys() == set(STAGES["first"]) - NEIGHBOURS - missing
     assert early.keys() | trace.signals().keys() | late.keys() == set(STAGES["after"]) - NEIGHBOURS - missing

@@ -74,6 +74,7 @@ SIGNALS = (
     Signal("grounded_numbers", "after", 1, "share of the answer's numbers that stand there; 1 without any"),
     Signal("grounded_names", "after", 1, "share of its capitalised words that stand there; 1 without any"),
     Signal("reader_agrees", "after", 1, "share of the reader's words that the answer has"),
+    Signal("choice_held", "after", 1, "probability of the answers to choose from that its words hold, all of them"),
     Signal("kind", "after", 1, "1 unless a number or a name is asked for and the answer has none"),
 )
 STAGES: dict[Stage, tuple[str, ...]] = {
@@ -206,8 +207,12 @@ def after(
     finish_reason: FinishReason,
     refusal: bool,
     extract: Extract | None = None,
+    choice_held: float | None = None,
 ) -> dict[str, float]:
-    """What the answer's words say, beside the passages that the model was given, best first, and the reader."""
+    """What the answer's words say, beside the passages that the model was given, best first, and the reader.
+
+    `choice_held` is known where the model had answers to choose from.
+    """
     words = _WORD.findall(answer.casefold())
     meant, asked = _stems(answer), _stems(question)
     new = meant - asked
@@ -224,10 +229,10 @@ def after(
     numbers, names = _NUMBER.findall(answer), _NAME.findall(answer)
     wants_number, wants_name = (bool(kind.search(question.casefold())) for kind in (_ASKS_NUMBER, _ASKS_NAME))
     has_number, has_name = bool(numbers) or not _SPELLED.isdisjoint(words), answer != answer.casefold()
-    agrees = {}
+    known = {} if choice_held is None else {"choice_held": choice_held}
     if extract is not None and extract.best is not None:
-        agrees["reader_agrees"] = _share(frozenset(_WORD.findall(extract.best.text.casefold())), frozenset(words))
-    return agrees | {
+        known["reader_agrees"] = _share(frozenset(_WORD.findall(extract.best.text.casefold())), frozenset(words))
+    return known | {
         "answer_words": math.log1p(len(meant)),
         "cut": float(finish_reason == "length"),
         "refusal": float(refusal),

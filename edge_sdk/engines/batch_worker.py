@@ -88,7 +88,13 @@ class Asked:
         """How it ended, of which so many tokens were read."""
         prefilling, decoding = max(0.0, self._first - self._began), self._last - self._first
         return GenerationResult(
-            reason, len(self.prompt), self.cached, tokens, prefilling * 1e3, decoding * 1e3 if tokens else 0.0
+            reason,
+            len(self.prompt),
+            self.cached,
+            tokens,
+            prefilling * 1e3,
+            decoding * 1e3 if tokens else 0.0,
+            shares=self._sampler.shares,
         )
 
 

@@ -251,6 +251,7 @@ class GgufEngine:
                 last.seconds * 1e3,
                 drafted_tokens=last.drafted,
                 accepted_tokens=last.accepted,
+                shares=sampler.shares,
             )
 
     def _take_up(self, model: LlamaModel, prompt: list[int]) -> int:

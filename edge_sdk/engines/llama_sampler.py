@@ -71,6 +71,11 @@ class Sampler:
         """Whether the best token is always the one chosen."""
         return self._chain is None and self._grammar is None and self._paths is None
 
+    @property
+    def shares(self) -> tuple[float, ...]:
+        """Of each choice its probability, as far as the answer has come; none where there are no choices."""
+        return self._paths.shares() if self._paths is not None else ()
+
     def choose(self, row: Any = None) -> LogitsFigures:
         """The next token, as `chosen`, with its figures; from the model's row of logits unless another is given."""
         row = self._model.row() if row is None else row

@@ -84,7 +84,10 @@ def token_from(values: Any) -> Token:
 
 def result_from(values: Any) -> GenerationResult:
     """How a generation has ended. Raises `MessageError`."""
-    return _record(GenerationResult, values)
+    shares = checked(list, checked(dict, values).get("shares"))
+    if not all(type(share) is float for share in shares):
+        raise MessageError("it holds no shares")
+    return _record(GenerationResult, {**values, "shares": tuple(shares)})
 
 
 def options_from(values: Any) -> GenerateOptions:

@@ -25,6 +25,14 @@ class Step(NamedTuple):
     margin: float
 
 
+class Path(NamedTuple):
+    """A text's tokens, its number among those given, and what speaks for it beforehand, in nats."""
+
+    number: int
+    tokens: tuple[int, ...]
+    weight: float
+
+
 class Paths:
     """The texts that an answer may still become; each has a weight, what speaks for it beforehand, in nats.
 
@@ -35,34 +43,57 @@ class Paths:
     >>> taken = []
     >>> while paths.open:
     ...     taken.append(paths.take(lambda token: -float(token)).token)
-    >>> taken
-    [7, 8]
+    >>> taken, [round(share, 2) for share in paths.shares()]
+    ([7, 8], [0.48, 0.03, 0.49])
     """
 
     def __init__(self, paths: Sequence[tuple[Sequence[int], float]]) -> None:
         """No path may be what another begins with: end each with a token that is in no text."""
-        self._paths, self._at = [(tuple(tokens), weight) for tokens, weight in paths], 0
+        self._paths = [Path(number, tuple(tokens), weight) for number, (tokens, weight) in enumerate(paths)]
+        self._at, self._shares, self._ahead = 0, [0.0] * len(self._paths), 0.0
 
     @property
     def open(self) -> bool:
         """Whether tokens are still to come."""
-        return any(len(tokens) > self._at for tokens, _ in self._paths)
+        return any(len(path.tokens) > self._at for path in self._paths)
+
+    def shares(self) -> tuple[float, ...]:
+        """The probability of each path, as given, by the branches that were compared.
+
+        Of a branch that was not taken the weights alone tell which of its paths it would have become.
+        """
+        found = list(self._shares)
+        _divide(self._paths, self._ahead, found)
+        return tuple(found)
 
     def take(self, logprob: Callable[[int], float]) -> Step:
         """The next token, by the model's log-probability of each that may follow."""
-        branches: dict[int, list[float]] = {}
-        for tokens, weight in self._paths:
-            branches.setdefault(tokens[self._at], []).append(weight)
-        worth = {token: max(logprob(token), _LEAST) + _together(weights) for token, weights in branches.items()}
-        taken, total = max(worth, key=lambda token: worth[token]), _together(list(worth.values()))
-        self._paths = [path for path in self._paths if path[0][self._at] == taken]
-        self._at += 1
+        branches: dict[int, list[Path]] = {}
+        for path in self._paths:
+            branches.setdefault(path.tokens[self._at], []).append(path)
+        worth = {token: max(logprob(token), _LEAST) + _together(paths) for token, paths in branches.items()}
+        taken, total = max(worth, key=lambda token: worth[token]), _log_sum(list(worth.values()))
         shares = [each - total for each in worth.values()]
+        for (token, paths), share in zip(branches.items(), shares, strict=True):
+            if token != taken:
+                _divide(paths, self._ahead + share, self._shares)
+        self._paths, self._at, self._ahead = branches[taken], self._at + 1, self._ahead + worth[taken] - total
         second = max((each for token, each in worth.items() if token != taken), default=-math.inf)
         entropy = max(0.0, -sum(math.exp(share) * share for share in shares))
         return Step(taken, entropy, min(worth[taken] - second, MOST))
 
 
-def _together(weights: Sequence[float]) -> float:
-    most = max(weights)
-    return most + math.log(sum(math.exp(weight - most) for weight in weights))
+def _together(paths: Sequence[Path]) -> float:
+    return _log_sum([path.weight for path in paths])
+
+
+def _divide(paths: Sequence[Path], among: float, shares: list[float]) -> None:
+    """Give the paths their shares of a probability, whose logarithm is `among`."""
+    total = _together(paths)
+    for path in paths:
+        shares[path.number] = math.exp(among + path.weight - total)
+
+
+def _log_sum(logarithms: Sequence[float]) -> float:
+    most = max(logarithms)
+    return most + math.log(sum(math.exp(each - most) for each in logarithms))

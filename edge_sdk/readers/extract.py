@@ -6,7 +6,6 @@ Knows nothing of how scores are computed or of files.
 from __future__ import annotations
 
 import math
-import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -15,11 +14,11 @@ import numpy as np
 
 from ..model_files.tokenizer import Pieces
 from .description import Answerability
+from .overlap import expected, words_of
 from .spans import Floats, Scored, best_spans, likely_spans, shared_log_total
 from .windows import Window
 
 _LIKELY = 16  # spans by whose words an answer is judged
-_WORD = re.compile(r"\w+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +92,7 @@ class Scores:
         support = likeliest.score - (sum(nothing) - sum(totals))
         probability = None if answerability is None else answerability.probability(support, max(own))
         around = sorted(likely.values(), key=lambda span: -span.score)[:_LIKELY]
-        words = [_words(span) for span in around]
+        words = [words_of(span.text) for span in around]
         best = _expected_best(likeliest, around, words)
         different = tuple(span for span in others if _said(span) != _said(best))
         return Extract(
@@ -125,32 +124,22 @@ class Scores:
 def _expected_best(likeliest: Span, around: Sequence[Span], words: Sequence[Counter[str]]) -> Span:
     """Of the spans that share text with the likeliest, the one whose words have the highest expected F1.
 
-    Over all spans `around`, with their `words`, as they are likely: where a reader is unsure of the ends of an
-    answer, the likeliest span is often a part of it (minimum Bayes risk: Kumar and Byrne, HLT-NAACL 2004).
+    Over all spans `around`, with their `words`, as they are likely; see `overlap`.
     """
-    weights = np.exp([span.score - likeliest.score for span in around])
+    weights = np.exp([span.score - likeliest.score for span in around]).tolist()
     best, most = likeliest, 0.0
     for span, own in zip(around, words, strict=True):
         if span.passage == likeliest.passage and span.start < likeliest.end and likeliest.start < span.end:
-            agreed = sum(weight * _f1(own, other) for weight, other in zip(weights, words, strict=True))
+            agreed = expected(own, words, weights)
             if agreed > most + 1e-9:  # of equals the likelier
                 best, most = span, agreed
     return best
 
 
 def _held(best: Span, around: Sequence[Span], words: Sequence[Counter[str]]) -> float:
-    own = _words(best)
+    own = words_of(best.text)
     shares = (math.exp(min(span.score, 0.0)) for span, each in zip(around, words, strict=True) if each <= own)
     return min(1.0, sum(shares))
-
-
-def _words(span: Span) -> Counter[str]:
-    return Counter(_WORD.findall(span.text.casefold()))
-
-
-def _f1(one: Counter[str], other: Counter[str]) -> float:
-    both = one.total() + other.total()
-    return 2 * (one & other).total() / both if both else 1.0
 
 
 def _different(ranked: Sequence[Span]) -> Iterator[Span]:

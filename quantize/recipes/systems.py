@@ -18,7 +18,7 @@ from statistics import fmean
 from threading import Event
 
 from edge_sdk.choices import RULE as OFFER
-from edge_sdk.choices import choices
+from edge_sdk.choices import choices, completed
 from edge_sdk.citations import is_refusal, resolve_citations
 from edge_sdk.encoders.embed import Encoder
 from edge_sdk.engines.engine import Engine
@@ -160,9 +160,12 @@ class DecoderSystem:
         numbered = self._numbered and self._style == "full"
         offered = choices(extract, hits, prompt, numbered=numbered) if self._extractive else ()
         options = GenerateOptions(max_tokens=MAX_TOKENS, choices=offered)
-        tokens = list(engine.generate(prompt.text, options, cancel))
+        generation = engine.generate(prompt.text, options, cancel)
+        tokens = list(generation)
+        said = "".join(token.text for token in tokens).strip()
+        given = completed(said, offered, generation.result.shares)
         milliseconds = (time.perf_counter() - started) * 1000
-        cited = resolve_citations("".join(token.text for token in tokens), prompt.passages)
+        cited = resolve_citations(given, prompt.passages)
         places = [int(citation.document.removeprefix("passage ")) for citation in cited.citations]
         text = _MARK.sub("", cited.text).strip()
         return Given(

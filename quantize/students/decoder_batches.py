@@ -12,6 +12,7 @@ from random import Random
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from edge_sdk.errors import ConfigError
 
@@ -30,6 +31,7 @@ class Batch:
 
     `places` [answers' tokens, 2] are the rows and columns at which the tokens `labels` are to be said. Of `soft` of
     them [n], by their number, a teacher found `likely` [n, k] with `logprobs` [n, k], and all else with `tail` [n].
+    `chosen` of them [m] are chosen among themselves and `rivals` [m, k], behind which -1 fills up.
     """
 
     tokens: Tensor
@@ -41,6 +43,8 @@ class Batch:
     likely: Tensor
     logprobs: Tensor
     tail: Tensor
+    chosen: Tensor
+    rivals: Tensor
 
     def to(self, device: torch.device) -> Batch:
         """The same on a device."""
@@ -76,6 +80,7 @@ def make_batch(sheets: Sequence[Sheet]) -> Batch:
     parts -= 1  # padding is a part of its own
     places, labels, soft = list[tuple[int, int]](), list[int](), list[int]()
     known: list[TopLogits] = []
+    beside: dict[int, Tensor] = {}
     for row, sheet in enumerate(sheets):
         start = len(sheet.prefix)
         tokens[row, :start], positions[row, :start] = torch.tensor(sheet.prefix), torch.arange(start)
@@ -89,6 +94,7 @@ def make_batch(sheets: Sequence[Sheet]) -> Batch:
             if branch.soft is not None:
                 soft += range(len(labels), len(labels) + len(branch.soft.chosen))
                 known.append(branch.soft)
+            beside |= {len(labels) + step: torch.tensor(each) for step, each in enumerate(branch.rivals) if each}
             places += [(row, place) for place in range(at + branch.answer - 1, end - 1)]
             labels += branch.tokens[branch.answer :]
             at = end
@@ -106,4 +112,10 @@ def make_batch(sheets: Sequence[Sheet]) -> Batch:
         torch.from_numpy(top.ids).long(),
         torch.from_numpy(top.logprobs),
         torch.from_numpy(top.tail),
+        torch.tensor(list(beside), dtype=torch.long),
+        _padded(list(beside.values())),
     )
+
+
+def _padded(rows: list[Tensor]) -> Tensor:
+    return pad_sequence(rows, batch_first=True, padding_value=-1) if rows else torch.zeros((0, 0), dtype=torch.long)

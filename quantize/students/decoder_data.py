@@ -28,10 +28,12 @@ from ..teachers.teacher import Request
 from ..teachers.top_logits import TopLogits, TopLogitsFile
 from ..training_data.example import Example
 from ..training_data.locate import locate
+from .decoder_rivals import Read, other_answers, rivals
 
 _WORD = re.compile(r"\w{3,}")
 _COMMON = 0.05  # share of passages beyond which a word says nothing of what a passage is about
 _NEAREST = 8  # passages that resemble one, of which distractors are drawn
+Rivals = tuple[tuple[int, ...], ...]
 _FOUND = math.log(0.5)  # as sure as a reader that is right is of an answer's words, for the choice of sentences
 
 
@@ -80,23 +82,24 @@ class Task:
     answers: tuple[str, ...]
     style: Style = "full"
 
-    def target(self, number: int | None) -> str:
-        """The answer to learn: the words themselves, and the passage's number, where passages have numbers."""
-        if not self.gold:
-            return NOT_FOUND
-        return self.answers[0].strip() + (f" [{number}]" if number else "")
+    def targets(self, number: int | None) -> list[str]:
+        """The right answers, the one to learn first: words, and the passage's number, where passages have any."""
+        mark = f" [{number}]" if number else ""
+        return [answer.strip() + mark for answer in self.answers] if self.gold else [NOT_FOUND]
 
 
 @dataclass(frozen=True, slots=True)
 class Branch:
     """What follows a sheet: `tokens` of the rest of a prompt and of its answer, which begins at `answer`.
 
-    `soft` says how likely a teacher of the same vocabulary found what might be said at each place of the answer.
+    `soft` says how likely a teacher of the same vocabulary found what might be said at each place of the answer,
+    `rivals` which other tokens each of the answer's is to be chosen among, where it is.
     """
 
     tokens: tuple[int, ...]
     answer: int
     soft: TopLogits | None = None
+    rivals: tuple[tuple[int, ...], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,42 +204,57 @@ def make_sheets(
     reading: Reading,
     end: int,
     *,
+    read: Read | None = None,
     longest: int = 40,
     seed: int = 0,
     progress: Update = lambda done, total, detail: None,
 ) -> list[Sheet]:
     """All tasks of an epoch in tokens, each prompt exactly as `build_prompt` makes it; `end` ends every answer.
 
-    A question whose passage has no room in `reading.prompt_tokens`, whose answer is in no chosen sentence or takes
-    more than `longest` tokens, is left out.
+    With `read` sentences are chosen as with that reader at run time, and answers have as rivals what it finds
+    likely, where `reading` is extractive. A question whose passage has no room in `reading.prompt_tokens`, whose
+    answer is in no chosen sentence or takes more than `longest` tokens, is left out.
     """
     made = []
     for number, tasks in enumerate(maker.sheets(seed)):
         progress(number, None, "sheets")
-        made += list(_sheets(tasks, tokenizer, reading, end, longest))
+        made += list(_sheets(tasks, tokenizer, reading, end, longest, read))
     return made
 
 
 def _sheets(
-    tasks: Sequence[Task], tokenizer: Tokenizer, reading: Reading, end: int, longest: int
+    tasks: Sequence[Task], tokenizer: Tokenizer, reading: Reading, end: int, longest: int, reader: Read | None
 ) -> Iterator[Sheet]:
     """Tasks that share passages, as one sheet; more where a long question leaves no room for all passages."""
-    sharing: dict[tuple[int, ...], list[tuple[list[int], int]]] = defaultdict(list)
+    sharing: dict[tuple[int, ...], list[tuple[list[int], int, Rivals]]] = defaultdict(list)
     for task in tasks:
-        shown = _shown(task, tokenizer, reading, _likely(task))
+        extract = reader(task.question, task.passages) if reader is not None else None
+        shown = _shown(task, tokenizer, reading, _likely(task) if extract is None else extract.likely)
         prompt = _prompt(task, tokenizer, reading, shown)
         read = tuple(hit.passage.id for hit in prompt.passages)
         if task.gold and not (task.gold in read and _is_told(task, shown)):
             continue
-        cites = reading.numbered and task.style == "full" and task.gold
+        cites = reading.numbered and task.style == "full"
+        right = task.targets(read.index(task.gold) + 1 if cites and task.gold else None)
         before = tokenizer.tokens(prompt.text)
-        whole = tokenizer.tokens(prompt.text + task.target(read.index(task.gold) + 1 if cites else None))
-        # Else the answer's first token would swallow the prompt's last.
-        if whole[: len(before)] == before and len(whole) - len(before) < longest:
-            sharing[() if reading.evidence_tokens else read].append(([*whole, end], len(before)))
+
+        def said(answer: str, before: list[int] = before, text: str = prompt.text) -> list[int]:
+            """The answer's tokens; none where its first would swallow the prompt's last."""
+            whole = tokenizer.tokens(text + answer)
+            return [*whole[len(before) :], end] if whole[: len(before)] == before else []
+
+        answer = said(right[0])
+        if 0 < len(answer) <= longest:
+            beside: Rivals = ()
+            if extract is not None and reading.extractive:
+                others = other_answers(extract, as_hits(task.passages), prompt, right, numbered=cites)
+                beside = rivals(answer, [said(each) for each in others])
+            sharing[() if reading.evidence_tokens else read].append(([*before, *answer], len(before), beside))
     for answered in sharing.values():
-        shared = _common([tokens[: start - 1] for tokens, start in answered])
-        branches = tuple(Branch(tuple(tokens[shared:]), start - shared) for tokens, start in answered)
+        shared = _common([tokens[: start - 1] for tokens, start, _ in answered])
+        branches = tuple(
+            Branch(tuple(tokens[shared:]), start - shared, rivals=beside) for tokens, start, beside in answered
+        )
         yield Sheet(tuple(answered[0][0][:shared]), branches)
 
 

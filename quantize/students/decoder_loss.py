@@ -21,6 +21,21 @@ def answer_loss(logits: Tensor, labels: Tensor) -> Tensor:
     return functional.cross_entropy(logits, labels)
 
 
+def choice_loss(logits: Tensor, labels: Tensor, rivals: Tensor) -> Tensor:
+    """Cross-entropy with `labels` [places] among these and their `rivals` [places, k], of which -1 are none.
+
+    What the model finds of all other tokens does not count, as it will not when it has to choose.
+
+    >>> logits = torch.tensor([[0.0, 0.0, 9.0], [0.0, 0.0, 9.0]])
+    >>> losses = [choice_loss(logits[:1], torch.tensor([0]), torch.tensor([[other, -1]])) for other in (1, -1)]
+    >>> [round(float(each), 4) for each in losses] == [round(math.log(2), 4), 0.0]
+    True
+    """
+    own = logits.gather(-1, labels[:, None])
+    others = logits.gather(-1, rivals.clamp(min=0)).masked_fill(rivals < 0, -math.inf)
+    return (torch.logsumexp(torch.cat([own, others], -1), -1) - own[:, 0]).mean()
+
+
 def distillation_loss(logits: Tensor, ids: Tensor, logprobs: Tensor, tail: Tensor) -> Tensor:
     """KL divergence from a teacher of the same vocabulary: its k most likely tokens, and all others as one class.
 

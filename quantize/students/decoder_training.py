@@ -27,7 +27,7 @@ from .checkpoint import load_checkpoint, save_checkpoint
 from .decoder_batches import make_batch, planned
 from .decoder_data import Sheet
 from .decoder_lora import refresh_grid
-from .decoder_loss import answer_loss, confidence_loss, distillation_loss
+from .decoder_loss import answer_loss, choice_loss, confidence_loss, distillation_loss
 from .decoder_model import DecoderModel
 
 _LONGEST_GRADIENT = 1.0  # longer ones are scaled down to it
@@ -41,7 +41,8 @@ class DecoderTraining:
     `learning_rate` suits LoRA; all weights want about a twentieth of it. `confidence` is the share of steps at the
     end that teach to be sure only when right (`confidence_loss`, with `alpha`). `mixed` computes in bfloat16 where
     all weights are trained. Weights on a grid are rounded anew every `grid_steps`. `soft` is the
-    share of the loss, where a teacher's likelihoods are known, that is the divergence from them.
+    share of the loss, where a teacher's likelihoods are known, that is the divergence from them, `choosing` that
+    where answers are chosen among others, of which the choice is.
     """
 
     epochs: int = 2
@@ -54,14 +55,14 @@ class DecoderTraining:
     mixed: bool = False
     grid_steps: int = 16
     soft: float = 0.9
+    choosing: float = 0.8
     seed: int = 0
 
     def __post_init__(self) -> None:
         if min(self.epochs, self.tokens, self.grid_steps) < 1 or self.learning_rate <= 0:
             raise ConfigError(f"nothing can be trained with {self}")
-        if not (
-            0 <= self.confidence <= 1 and 0 <= self.alpha <= 1 and 0 <= self.soft <= 1 and 0 <= self.warm_up < 1
-        ):
+        shares = (self.confidence, self.alpha, self.soft, self.choosing, self.warm_up)
+        if not all(0 <= each <= 1 for each in shares) or self.warm_up == 1:
             raise ConfigError(f"shares of {self} are not between 0 and 1")
 
 
@@ -184,6 +185,9 @@ def _step(
         share = settings.soft * len(batch.soft) / len(batch.labels)
         taught = distillation_loss(logits[batch.soft], batch.likely, batch.logprobs, batch.tail)
         loss = (1 - share) * loss + share * taught
+    if len(batch.chosen):
+        chosen = choice_loss(logits[batch.chosen], batch.labels[batch.chosen], batch.rivals)
+        loss = (1 - settings.choosing) * loss + settings.choosing * chosen
     optimizer.zero_grad(set_to_none=True)
     loss.backward()  # type: ignore[no-untyped-call]
     wanting: list[Any] = [each for group in optimizer.param_groups for each in group["params"]]
@@ -207,7 +211,7 @@ def _fingerprint(sheets: Sequence[Sheet]) -> str:
     digest = hashlib.sha256()
     for sheet in sheets:
         for branch in sheet.branches:
-            digest.update(repr((sheet.prefix, branch.tokens, branch.answer)).encode())
+            digest.update(repr((sheet.prefix, branch.tokens, branch.answer, branch.rivals)).encode())
             if branch.soft is not None:
                 digest.update(branch.soft.ids.tobytes() + branch.soft.logprobs.tobytes())
     return digest.hexdigest()
