@@ -13,8 +13,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from .prompt import NOT_FOUND, Prompt
-from .readers.overlap import expected, shared_f1, words_of
-from .records import Hit
+from .readers.overlap import expected, words_of
+from .records import GenerationResult, Hit
 
 if TYPE_CHECKING:
     from .readers.extract import Extract
@@ -39,8 +39,8 @@ HOLDING = 0.2
 Of 400 questions of SQuAD beside two distractors, where the answer is in the passages:
 
     HOLDING                        as said     0    .1    .2    .3    .5
-    answer contained                  .703  .715  .725  .733  .738  .752
-    token F1                          .709  .709  .711  .709  .704  .694
+    answer contained                  .703  .710  .723  .730  .735  .750
+    token F1                          .709  .708  .710  .708  .703  .694
     words                              3.5   3.6   3.8   4.0   4.3   4.8
 """
 _MARK = re.compile(r" \[\d+\]$")
@@ -67,31 +67,32 @@ def choices(
     return tuple(found.items())
 
 
-def completed(said: str, offered: Sequence[tuple[str, float]], shares: Sequence[float]) -> str:
-    """The answer to give, where one of those `offered` was said, and they have the probabilities `shares`.
+def completed(said: str, offered: Sequence[tuple[str, float]], end: GenerationResult) -> str:
+    """The answer to give, where one of those `offered` was said to its `end`.
 
-    It may be a longer or shorter one with the same words from the same passage, if that can be expected to agree
-    more with what is right.
+    It may be a longer or shorter one, whose words hold or are part of these, from the same passage, if that can be
+    expected to agree better with what is right.
     """
     texts = [text for text, _ in offered]
-    if said not in texts or len(shares) != len(texts) or said == NOT_FOUND:
+    own = _words(said)
+    if end.finish_reason != "stop" or not end.shares or said not in texts or said == NOT_FOUND or not own:
         return said
     words = {text: _words(text) for text in texts if text != NOT_FOUND}
-    likely = [share for text, share in zip(texts, shares, strict=True) if text != NOT_FOUND]
+    likely = [share for text, share in zip(texts, end.shares, strict=True) if text != NOT_FOUND]
     worth = {
-        text: round(expected(own, list(words.values()), likely, holding=HOLDING), 9)
-        for text, own in words.items()
-        if _MARK.findall(text) == _MARK.findall(said) and shared_f1(own, words[said])
+        text: round(expected(each, list(words.values()), likely, holding=HOLDING), 9)
+        for text, each in words.items()
+        if _MARK.findall(text) == _MARK.findall(said) and each and (each <= own or own <= each)
     }
     return max(worth, key=lambda text: (worth[text], text == said))
 
 
-def held(given: str, offered: Sequence[tuple[str, float]], shares: Sequence[float]) -> float | None:
-    """The probability of the answers `offered` all of whose words are `given`; None where they have no `shares`."""
-    if not offered or len(shares) != len(offered):
+def held(given: str, offered: Sequence[tuple[str, float]], end: GenerationResult) -> float | None:
+    """The probability of the answers `offered` all of whose words are `given`; None where that is not known."""
+    if not offered or not end.shares:
         return None
     own = _words(given)
-    return sum(share for (text, _), share in zip(offered, shares, strict=True) if _words(text) <= own)
+    return min(1.0, sum(share for (text, _), share in zip(offered, end.shares, strict=True) if _words(text) <= own))
 
 
 def _words(answer: str) -> Counter[str]:

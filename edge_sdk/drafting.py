@@ -132,7 +132,7 @@ class Drafter:
         if fresh is not None and not stop.by_user:
             end = replace(end, finish_reason="length")  # as if the limit had come there
         said = "".join(pieces)[:fresh].strip()
-        raw = completed(said, offered, end.shares)
+        raw = completed(said, offered, end)
         cited = resolve_citations(raw, prompt.passages)
         refusal = is_refusal(cited.text)
         judge.ends(
@@ -140,7 +140,7 @@ class Drafter:
             prompt.passages,
             finish_reason=end.finish_reason,
             refusal=refusal,
-            choice_held=held(raw, offered, end.shares),
+            choice_held=held(raw, offered, end),
         )
         served = judge.decision.route == "local" and end.finish_reason != "cancelled"
         if manner.conversation is not None and served:
@@ -311,7 +311,7 @@ def abstention(reasons: tuple[str, ...], draft: Draft) -> Answer:
 
 def _completed(said: str, given: str) -> Iterator[str]:
     if said != given:
-        yield f"chose {said!r}, which was completed to what is likelier to hold the answer"
+        yield f"chose {said!r}, and gave what agrees better with all that was likely"
 
 
 def _reasons(cited: CitedText, finish_reason: str, *, repeats: bool) -> Iterator[str]:

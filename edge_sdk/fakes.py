@@ -16,6 +16,7 @@ from threading import Event
 from typing import TYPE_CHECKING
 
 from .engines.engine import Generation, TextStream, check_options
+from .engines.paths import Paths
 from .errors import ContextOverflowError, EngineError, GrammarError
 from .records import FinishReason, GenerateOptions, GenerationResult, Message, Token
 
@@ -199,8 +200,8 @@ class FakeEngine:
             yield self._token(piece, at, text)
             if stream.stopped:
                 break
-        weights = [math.exp(weight) for _, weight in options.choices]
-        shares = tuple(weight / math.fsum(weights) for weight in weights)
+        paths = [((number,), weight) for number, (_, weight) in enumerate(options.choices)]
+        shares = Paths(paths).shares() if paths else ()
         return GenerationResult(reason, prompt_tokens, cached, produced, 0.0, 0.0, shares=shares)
 
     def _token(self, piece: str, at: int, text: str) -> Token:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from edge_sdk.engines.engine_gguf import GgufEngine
 from edge_sdk.fakes import FakeEngine
 from edge_sdk.prompt import NOT_FOUND, Prompt, build_prompt
 from edge_sdk.readers.extract import Extract, Span
-from edge_sdk.records import GenerateOptions, Hit
+from edge_sdk.records import GenerateOptions, GenerationResult, Hit
 
 HITS = [hit("It rained in May."), hit("Ann built\nthe tower in 1889.", rank=2), hit("Nobody came.", rank=3)]
 
@@ -73,6 +74,10 @@ def test_words_of_the_question_or_of_another_passage_are_not_what_the_model_was_
     assert [text for text, _ in choices(found(*likely), fair, shown, numbered=True)] == ["May [2]"]
 
 
+def ended(*shares: float) -> GenerationResult:
+    return GenerationResult("stop", 9, 0, 3, 1.0, 1.0, shares=shares)
+
+
 OFFERED = (("Davies [1]", -0.4), ("Donald Davies [1]", -1.2), ("Donald Davies [2]", -1.2), ("Paul Baran [1]", -3.0))
 
 
@@ -88,26 +93,33 @@ OFFERED = (("Davies [1]", -0.4), ("Donald Davies [1]", -1.2), ("Donald Davies [2
 def test_an_answer_is_completed_where_fuller_words_of_its_passage_are_likely_too(
     shares: tuple[float, ...], given: str
 ) -> None:
-    assert completed("Davies [1]", OFFERED, shares) == given
+    assert completed("Davies [1]", OFFERED, ended(*shares)) == given
 
 
 def test_an_answer_that_is_likely_too_long_is_shortened() -> None:
     offered = (("the red house on the hill by the sea", -1.0), ("red house", -0.5))
-    assert completed(offered[0][0], offered, (0.2, 0.8)) == "red house"
+    assert completed(offered[0][0], offered, ended(0.2, 0.8)) == "red house"
 
 
 def test_an_answer_holds_what_is_said_with_some_of_its_words() -> None:
-    shares = (0.4, 0.3, 0.2, 0.1)
-    assert held("Davies [1]", OFFERED, shares) == pytest.approx(0.4)
-    assert held("Donald Davies [2]", OFFERED, shares) == pytest.approx(0.9)
-    assert held("someone else", OFFERED, shares) == 0
-    assert held("Davies", (), ()) is held("Davies [1]", OFFERED, ()) is None
+    end = ended(0.4, 0.3, 0.2, 0.1)
+    assert held("Davies [1]", OFFERED, end) == pytest.approx(0.4)
+    assert held("Donald Davies [2]", OFFERED, end) == pytest.approx(0.9)
+    assert held("someone else", OFFERED, end) == 0
+    assert held("Davies", (), ended()) is held("Davies [1]", OFFERED, ended()) is None
 
 
 def test_what_was_not_offered_or_is_no_answer_stays_as_it_was_said() -> None:
-    assert completed("Davi", OFFERED, (0.5, 0.5, 0.0, 0.0)) == "Davi"
-    assert completed("Davies [1]", OFFERED, ()) == "Davies [1]"
-    assert completed(NOT_FOUND, (*OFFERED, (NOT_FOUND, -0.4)), (0.1, 0.4, 0.1, 0.0, 0.4)) == NOT_FOUND
+    assert completed("Davi", OFFERED, ended(0.5, 0.5, 0.0, 0.0)) == "Davi"
+    assert completed("Davies [1]", OFFERED, ended()) == "Davies [1]"
+    assert completed(NOT_FOUND, (*OFFERED, (NOT_FOUND, -0.4)), ended(0.1, 0.4, 0.1, 0.0, 0.4)) == NOT_FOUND
+    cut = replace(ended(0.5, 0.45, 0.0, 0.05), finish_reason="length")
+    assert completed("Davies [1]", OFFERED, cut) == "Davies [1]"
+
+
+def test_another_answer_that_shares_a_word_is_no_completion() -> None:
+    offered = tuple((text, 0.0) for text in ("12 May 1969", "14 June 1969", "14 June 1969 in London"))
+    assert completed("12 May 1969", offered, ended(0.45, 0.275, 0.275)) == "12 May 1969"
 
 
 @pytest.mark.parametrize(("probability", "allowed"), [(0.19, True), (None, True), (0.2, False), (1.0, False)])

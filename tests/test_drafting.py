@@ -233,12 +233,12 @@ def test_what_was_chosen_is_given_whole_and_only_then() -> None:
     it, judging = Drafter(engine, Reading(600, True, 10, extractive=True)), judge()
     events, found = drafted(it.draft(asked, PASSAGES, judging, Manner(), extract))
     assert found.cited.text == "The streets were wet [1]"
-    assert "chose 'wet [1]', which was completed to what is likelier to hold the answer" in found.reasons
+    assert "chose 'wet [1]', and gave what agrees better with all that was likely" in found.reasons
     assert not any(event.kind == "provisional" for event in events)
     assert judging.signals["choice_held"] == pytest.approx(1.0)
     short = replace(extract, likely=(spans[0], replace(spans[1], score=-9.0)))
     _, found = drafted(it.draft(asked, PASSAGES, judging, Manner(), short))
-    assert found.cited.text == "wet [1]" and not any("completed" in reason for reason in found.reasons)
+    assert found.cited.text == "wet [1]" and not any("chose" in reason for reason in found.reasons)
     assert 0.99 < judging.signals["choice_held"] < 1
 
 

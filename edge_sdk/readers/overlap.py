@@ -1,8 +1,8 @@
 """Answers that say nearly the same: how good each can be expected to be, by how likely the others are.
 
-Where a model is unsure of the ends of an answer, the likeliest one is often a part of the right one. So of those
-that share words the one is taken whose words have the highest expected agreement with what may be right (minimum
-Bayes risk: Kumar and Byrne, HLT-NAACL 2004). Knows nothing of models.
+Where a model is unsure of the ends of an answer, the likeliest one is often a part of the right one. So it is
+better to give the one whose words have the highest expected agreement with what may be right (minimum Bayes risk:
+Kumar and Byrne, HLT-NAACL 2004). Knows nothing of models.
 """
 
 from __future__ import annotations

@@ -163,7 +163,7 @@ class DecoderSystem:
         generation = engine.generate(prompt.text, options, cancel)
         tokens = list(generation)
         said = "".join(token.text for token in tokens).strip()
-        given = completed(said, offered, generation.result.shares)
+        given = completed(said, offered, generation.result)
         milliseconds = (time.perf_counter() - started) * 1000
         cited = resolve_citations(given, prompt.passages)
         places = [int(citation.document.removeprefix("passage ")) for citation in cited.citations]
