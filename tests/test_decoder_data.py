@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import pytest
 from gguf_files import tiny_llama
@@ -14,7 +15,8 @@ pytest.importorskip("llama_cpp")
 from edge_sdk.citations import is_refusal
 from edge_sdk.engines.engine_gguf import GgufEngine
 from edge_sdk.errors import ConfigError
-from edge_sdk.prompt import Reading, build_prompt
+from edge_sdk.prompt import NOT_FOUND, Reading, build_prompt
+from edge_sdk.readers.extract import Extract, Span
 from quantize.students.decoder_data import (
     Lessons,
     Neighbours,
@@ -25,6 +27,7 @@ from quantize.students.decoder_data import (
     make_sheets,
     task_prompt,
 )
+from quantize.students.decoder_rivals import other_answers
 from quantize.training_data.example import Example
 
 READING = Reading(1500, True)
@@ -188,3 +191,39 @@ def test_brief_questions_are_put_without_numbers(engine: GgufEngine) -> None:
     assert "[1]" not in task_prompt(task, engine, READING).text
     for sheet in make_sheets(maker, engine, READING, END):
         assert all("[" not in answer for _, answer in texts(engine, sheet))
+
+
+def test_an_extractive_decoder_learns_beside_what_the_reader_finds(engine: GgufEngine) -> None:
+    reading, maker = (
+        Reading(1500, True, 60, extractive=True),
+        TaskMaker(examples(), Lessons(brief=0.5, unanswerable=0.3)),
+    )
+
+    def read(question: str, passages: Sequence[str]) -> Extract:
+        """Every word of the passages that begins with a capital or a digit."""
+        spans = [
+            Span(at, found.start(), found.end(), found[0], -1.0)
+            for at, text in enumerate(passages)
+            for found in re.finditer(r"\b[A-Z0-9]\w+", text)
+        ]
+        return Extract(spans[0], (), 1.0, 1.0, (1.0,) * len(passages), 0.9, likely=tuple(spans))
+
+    answers, told = 0, 0
+    for sheet in make_sheets(maker, engine, reading, END, read=read, seed=4):
+        for branch in sheet.branches:
+            answer = branch.tokens[branch.answer :]
+            assert len(branch.rivals) == len(answer)
+            assert all(token not in rivals for token, rivals in zip(answer, branch.rivals, strict=True))
+            answers, told = answers + 1, told + any(branch.rivals)
+    assert answers > 5 and told == answers
+    free = make_sheets(maker, engine, Reading(1500, True, 60), END, read=read, seed=4)
+    assert not any(branch.rivals for sheet in free for branch in sheet.branches)
+
+
+def test_the_right_answer_in_other_letters_is_no_rival() -> None:
+    hits = as_hits(["Ann Lee built it. Bob came."])
+    shown = build_prompt("Who built it?", hits, render=lambda each: "", count=len, budget=900, limit=900)
+    likely = tuple(Span(0, start, end, hits[0].passage.text[start:end], -1.0) for start, end in ((0, 7), (18, 21)))
+    extract = Extract(likely[0], (), 1.0, 1.0, (1.0,), 0.9, likely=likely)
+    assert other_answers(extract, hits, shown, ["ann  lee. [1]"], numbered=True) == ["Bob [1]", NOT_FOUND]
+    assert other_answers(extract, hits, shown, [NOT_FOUND], numbered=False) == ["Ann Lee", "Bob"]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from threading import Event
 
@@ -24,7 +26,7 @@ from edge_sdk.records import GenerateOptions, Message
 from quantize.gguf_models.tensors import GgufModel
 from quantize.students.decoder_batches import make_batch
 from quantize.students.decoder_data import Branch, Sheet, soft_sheets
-from quantize.students.decoder_export import AdapterFacts, merged_weights, write_adapter, write_model
+from quantize.students.decoder_export import AdapterFacts, load_adapter, merged_weights, write_adapter, write_model
 from quantize.students.decoder_lora import Lora, add_grid, add_lora
 from quantize.students.decoder_model import DecoderModel
 from quantize.students.decoder_training import DecoderTraining, train_decoder
@@ -97,6 +99,37 @@ def test_a_batch_asks_for_answers_and_nothing_else() -> None:
     assert batch.seen.any(-1).all()  # padding too sees something, or its softmax is no number
 
 
+def test_rivals_stand_where_their_answers_tokens_are_to_be_said() -> None:
+    branches = (Branch((7, 8, 9, 2), 2, rivals=((4, 5), ())), Branch((7, 9, 2), 1, rivals=((), (6,))))
+    batch = make_batch([Sheet((5, 6), branches), Sheet((5,), (Branch((7, 2), 1),))])
+    assert batch.labels.tolist() == [9, 2, 9, 2, 2]
+    assert batch.chosen.tolist() == [0, 3]
+    assert batch.rivals.tolist() == [[4, 5], [6, -1]]
+    assert make_batch([Sheet((5,), (Branch((7, 2), 1),))]).chosen.tolist() == []
+
+
+def test_a_decoder_learns_to_tell_an_answer_from_its_rivals(tiny: Path) -> None:
+    """Nothing but the choice is learned: of all other tokens the right one may stay unlikely."""
+
+    def beside(epoch: int) -> list[Sheet]:
+        return [
+            Sheet(
+                sheet.prefix,
+                tuple(
+                    Branch(each.tokens, each.answer, rivals=(tuple({210, 211, 212, 213} - {each.tokens[2]}), ()))
+                    for each in sheet.branches
+                ),
+            )
+            for sheet in sheets(epoch)
+        ]
+
+    few = replace(FEW, choosing=1.0)
+    before = train_decoder(fresh(tiny), beside, replace(few, epochs=1, learning_rate=1e-9))
+    found = train_decoder(fresh(tiny), beside, few)
+    assert before.loss == pytest.approx(math.log(4), rel=0.2)  # of four
+    assert found.loss < 0.6 * before.loss
+
+
 @pytest.mark.parametrize("grid", [False, True])
 def test_an_interrupted_training_ends_as_if_it_had_not_been(tiny: Path, tmp_path: Path, grid: bool) -> None:
     settings = DecoderTraining(epochs=3, tokens=80, learning_rate=2e-3, confidence=0.3, grid_steps=2)
@@ -160,6 +193,19 @@ def test_an_adapter_is_in_llama_cpp_what_it_was_in_torch(tiny: Path, tmp_path: P
         adapted = first_logits(engine)
         np.testing.assert_allclose(adapted, says(model, engine), atol=2e-2)
     assert np.abs(adapted - plain).max() > 0.5
+
+
+def test_an_adapter_goes_on_from_its_file(tiny: Path, tmp_path: Path) -> None:
+    model, again = fresh(tiny), fresh(tiny)
+    train_decoder(model, sheets, FEW)
+    write_adapter(model, tiny, tmp_path / "a.gguf", AdapterFacts("learned"))
+    load_adapter(again, tmp_path / "a.gguf")
+    for one, two in zip(model.parameters(), again.parameters(), strict=True):
+        assert torch.allclose(one, two, atol=1e-3)
+    assert train_decoder(again, sheets, replace(FEW, epochs=1, learning_rate=1e-9)).loss < 1
+    with pytest.raises(ConfigError, match="rank 4, alpha 8") as refused:
+        load_adapter(fresh(tiny, 2), tmp_path / "a.gguf")
+    assert "use rank = 4" in refused.value.hint
 
 
 def test_merged_weights_are_the_adapted_model(tiny: Path, tmp_path: Path) -> None:

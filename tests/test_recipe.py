@@ -8,15 +8,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from gguf_files import tiny_llama
 from loopback import Loopback
 from made_recipes import merged, teach, toml, write_bert_folder, write_documents, write_intents
 
-from edge_sdk.bundle.cache import verify_bundle
+from edge_sdk.bundle.cache import open_bundle, verify_bundle
 from edge_sdk.bundle.signature import make_keys
 from edge_sdk.cli import main
 from edge_sdk.errors import ConfigError
+from quantize.gguf_models.tensors import GgufModel
 from quantize.recipes.recipe import read_recipe
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "distill.toml"
@@ -203,6 +205,34 @@ def test_a_reader_learns_more_from_that_of_a_bundle(workshop: Workshop, capsys: 
         assert workshop.distill("--until", "reader-export") == 1
         assert "there is no bundle" in capsys.readouterr().err
         workshop.recipe.write_text(text.replace("[reader]", "[reader]\nstart = 'manuals.edge'"))
+        assert workshop.distill() == 1
+        assert "would start from what it writes" in capsys.readouterr().err
+    finally:
+        workshop.recipe.write_text(text)
+
+
+def test_a_decoder_goes_on_from_the_adapter_of_a_bundle(
+    workshop: Workshop, capsys: pytest.CaptureFixture[str]
+) -> None:
+    workshop.distill("--json")
+    text = workshop.recipe.read_text()
+    try:
+        copy = workshop.folder / "before.edge"
+        copy.write_bytes(workshop.out.read_bytes())
+        slowly = "[decoder]\nstart = 'before.edge'\nlearning_rate = 1e-7"
+        workshop.recipe.write_text(text.replace("[decoder]", slowly))
+        capsys.readouterr()
+        assert workshop.distill("--until", "decoder-export", "--json") == 0
+        stages = {each["stage"]: each for each in document(capsys)["stages"]}
+        assert stages["reader-export"]["cached"] and not stages["decoder"]["cached"]
+        (shipped,) = open_bundle(copy, workshop.home).paths("adapter:default")
+        before, after = GgufModel(shipped), GgufModel(Path(stages["decoder-export"]["folder"]) / "adapter.gguf")
+        for name in before.tensors:
+            np.testing.assert_allclose(after.floats(name), before.floats(name), atol=1e-3)
+        workshop.recipe.write_text(text.replace("[decoder]", "[decoder]\nstart = 'before.edge'\nmethod = 'full'"))
+        assert workshop.distill() == 1
+        assert "starts from an adapter but trains all weights" in capsys.readouterr().err
+        workshop.recipe.write_text(text.replace("[decoder]", "[decoder]\nstart = 'manuals.edge'"))
         assert workshop.distill() == 1
         assert "would start from what it writes" in capsys.readouterr().err
     finally:

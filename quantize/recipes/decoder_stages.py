@@ -9,8 +9,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+from edge_sdk.bundle.cache import open_bundle
+from edge_sdk.choices import RULE as OFFER
 from edge_sdk.config import Settings
 from edge_sdk.device import cpu_features
 from edge_sdk.errors import ConfigError, MissingExtraError
@@ -35,17 +38,33 @@ _ALPHA = 2.0  # times the rank
 _FAST = "avx512_bf16"  # processors that multiply in bfloat16
 
 
-def decoder_stages(recipe: Recipe, part: DecoderPart, base: InstalledModel, settings: Settings) -> list[Stage]:
-    """Training and export."""
-    learned = {name: value for name, value in asdict(part).items() if name not in ("base", "extractive")}
+def decoder_stages(
+    recipe: Recipe, part: DecoderPart, base: InstalledModel, settings: Settings, *, reader: str
+) -> list[Stage]:
+    """Training and export. `reader` is the folder of a reader in the result of `reader-export`."""
+    begun = _opened(part, settings)
+    learned = {name: value for name, value in asdict(part).items() if name not in ("base", "start", "extractive")}
+    own = part.extractive and recipe.reader is not None
+    files = {"base": base.path} | ({"start": begun.adapter} if begun.adapter is not None else {})
+    if part.extractive and not own:
+        files |= {f"reader {path.name}": path for path in begun.reader}
+    if own or (part.extractive and begun.reader):
+        learned["offer"] = OFFER
+
+    def read_by(job: Job) -> Path | None:
+        """The folder of the reader among whose words an extractive decoder learns to choose."""
+        if own:
+            return job.results["reader-export"].folder / reader
+        return begun.reader[0].parent if part.extractive and begun.reader else None
+
     return [
         Stage(
             "decoder",
             1,
-            lambda job: _train(job, part, base, settings, recipe.seed),
+            lambda job: _train(job, part, base, settings, recipe.seed, begun.adapter, read_by(job)),
             learned | {"seed": recipe.seed, "sentences": RULE},
-            {"base": base.path},
-            ("curate",),
+            files,
+            ("curate", "reader-export") if own else ("curate",),
         ),
         Stage(
             "decoder-export",
@@ -59,11 +78,38 @@ def decoder_stages(recipe: Recipe, part: DecoderPart, base: InstalledModel, sett
     ]
 
 
-def _train(job: Job, part: DecoderPart, base: InstalledModel, settings: Settings, seed: int) -> Mapping[str, Any]:
+class _Begun(NamedTuple):
+    """Files of the bundle that a decoder starts from; none without one."""
+
+    adapter: Path | None = None
+    reader: tuple[Path, ...] = ()
+
+
+def _opened(part: DecoderPart, settings: Settings) -> _Begun:
+    if part.start is None:
+        return _Begun()
+    bundle = open_bundle(part.start, settings.home)
+    adapter = bundle.paths("adapter:default")
+    if not adapter:
+        raise ConfigError(f"{part.start} holds no adapter to start from", hint="see `edge bundle inspect`")
+    return _Begun(adapter[0], bundle.paths("reader"))
+
+
+def _train(
+    job: Job,
+    part: DecoderPart,
+    base: InstalledModel,
+    settings: Settings,
+    seed: int,
+    start: Path | None,
+    reader: Path | None,
+) -> Mapping[str, Any]:
     torch = import_torch(settings.threads)
     from edge_sdk.engines.engine_gguf import GgufEngine
+    from edge_sdk.readers.reader import Reader
 
     from ..students.decoder_data import Lessons, TaskMaker, make_sheets
+    from ..students.decoder_export import load_adapter
     from ..students.decoder_training import DecoderTraining, train_decoder
 
     end = read_header(base.path).metadata.get("tokenizer.ggml.eos_token_id")
@@ -73,9 +119,11 @@ def _train(job: Job, part: DecoderPart, base: InstalledModel, settings: Settings
     maker, reading = TaskMaker(examples, Lessons()), part.reading
     engine = GgufEngine.open(base.path, context=part.prompt_tokens, threads=settings.threads, sha256=base.sha256)
 
+    read = Reader.open(reader, threads=settings.threads).read if reader is not None else None
+
     @lru_cache(maxsize=1)
     def epoch(number: int) -> list[Sheet]:
-        return make_sheets(maker, engine, reading, end, seed=seed * 1_000 + number)
+        return make_sheets(maker, engine, reading, end, read=read, seed=seed * 1_000 + number)
 
     model, training = _model(part, base, seed), DecoderTraining(
         epochs=part.epochs,
@@ -85,6 +133,8 @@ def _train(job: Job, part: DecoderPart, base: InstalledModel, settings: Settings
         mixed=part.method == "full" and _fast(),
         seed=seed,
     )  # fmt: skip
+    if start is not None:
+        load_adapter(model, start)
     try:
         trained = train_decoder(
             model,

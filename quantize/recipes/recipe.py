@@ -84,6 +84,7 @@ class DecoderPart:
     """A small language model that learns to answer from passages as the teacher does."""
 
     base: str = "smollm2-135m-instruct"  # a catalog name or a .gguf file
+    start: Path | None = None  # a bundle for it, whose adapter learns more and whose reader it may choose beside
     method: str = one_of("adapter", "full")  # a LoRA adapter beside the base, or a file of its own
     rank: int = between(1, 256, default=16)
     epochs: int = between(1, 1000, default=2)
@@ -91,7 +92,7 @@ class DecoderPart:
     tokens: int = between(64, 1 << 20, default=4096)  # of a step, padding counted
     prompt_tokens: int = between(64, 1 << 16, default=1024)  # of the longest prompt learned from
     evidence_tokens: int = between(0, 1 << 16, default=0)  # of sentences chosen from its passages; 0: all of them
-    extractive: bool = False  # whether it is held to a reader's words, where there is a reader
+    extractive: bool = False  # whether it learns to choose among a reader's words, where there is a reader
     confidence: float = between(0.0, 1.0, default=0.0)  # share of steps that teach to be sure only when right
     quantize: str | None = None  # type of a full student's file, trained on its grid; none: the base's precision
 
@@ -204,7 +205,11 @@ def _check(it: Recipe) -> None:
             raise ConfigError(
                 f"{where} would read what it writes: {made} is in {inside[0]}", hint="name another place for one"
             )
-    if it.reader and it.bundle and it.reader.start and it.reader.start.resolve() == it.bundle.out.resolve():
+    if it.decoder is not None and it.decoder.start is not None and it.decoder.method != "adapter":
+        hint = 'leave start out, or use method = "adapter"'
+        raise ConfigError(f"{where}.decoder starts from an adapter but trains all weights", hint=hint)
+    starts = [part.start.resolve() for part in (it.reader, it.decoder) if part and part.start]
+    if it.bundle and it.bundle.out.resolve() in starts:
         hint = "name another place for bundle.out"
         raise ConfigError(f"{where} would start from what it writes: {it.bundle.out}", hint=hint)
     if it.data.held_out + it.data.calibration >= 1:

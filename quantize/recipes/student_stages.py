@@ -45,7 +45,8 @@ def student_stages(recipe: Recipe, settings: Settings) -> list[Stage]:
     if recipe.reader is not None:
         stages += _reader_stages(recipe, recipe.reader, settings)
     if recipe.decoder is not None:
-        stages += decoder_stages(recipe, recipe.decoder, _gguf(recipe.decoder.base, settings), settings)
+        base = _gguf(recipe.decoder.base, settings)
+        stages += decoder_stages(recipe, recipe.decoder, base, settings, reader=READER)
     if recipe.encoder is not None:
         stages.append(_encoder_stage(recipe, recipe.encoder, resolve(recipe.encoder.base, settings)))
     stages += [_head_stage(recipe, name, part, settings) for name, part in sorted(recipe.head.items())]

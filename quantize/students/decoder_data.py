@@ -28,12 +28,11 @@ from ..teachers.teacher import Request
 from ..teachers.top_logits import TopLogits, TopLogitsFile
 from ..training_data.example import Example
 from ..training_data.locate import locate
-from .decoder_rivals import Read, other_answers, rivals
+from .decoder_rivals import Read, Rivals, other_answers, rivals
 
 _WORD = re.compile(r"\w{3,}")
 _COMMON = 0.05  # share of passages beyond which a word says nothing of what a passage is about
 _NEAREST = 8  # passages that resemble one, of which distractors are drawn
-Rivals = tuple[tuple[int, ...], ...]
 _FOUND = math.log(0.5)  # as sure as a reader that is right is of an answer's words, for the choice of sentences
 
 
@@ -99,7 +98,7 @@ class Branch:
     tokens: tuple[int, ...]
     answer: int
     soft: TopLogits | None = None
-    rivals: tuple[tuple[int, ...], ...] = ()
+    rivals: Rivals = ()
 
 
 @dataclass(frozen=True, slots=True)

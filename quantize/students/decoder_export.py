@@ -88,6 +88,31 @@ def write_adapter(model: DecoderModel, source: Path, out: Path, facts: AdapterFa
     return read_adapter(out, base)
 
 
+def load_adapter(model: DecoderModel, path: Path) -> None:
+    """Give the model's LoRA matrices the weights of an adapter's file, to learn more.
+
+    Raises `ConfigError` where the adapter has other matrices, another rank or scale than the model, and what
+    `read_adapter` raises.
+    """
+    header, source, layers = read_adapter(path), GgufModel(path), dict(lora_layers(model))
+    shapes = {name: tensor.shape for name, tensor in source.tensors.items()}
+    wanted = {
+        f"{name}.{half}": weights
+        for name, layer in layers.items()
+        for half, weights in (("lora_a", layer.lora_a), ("lora_b", layer.lora_b))
+    }
+    if shapes != {name: tuple(reversed(weights.shape)) for name, weights in wanted.items()} or any(
+        layer.scale != header.alpha / layer.lora_a.shape[0] for layer in layers.values()
+    ):
+        raise ConfigError(
+            f"{path.name} has other matrices than the recipe's decoder: rank {header.rank}, alpha {header.alpha:g}",
+            hint=f"use rank = {header.rank} and the base that it was trained on, or leave start out",
+        )
+    with torch.no_grad():
+        for name, weights in wanted.items():
+            weights.copy_(torch.from_numpy(source.floats(name)).view(weights.shape))
+
+
 def write_model(
     model: DecoderModel,
     source: Path,

@@ -11,8 +11,11 @@ from collections.abc import Callable, Collection, Sequence
 from edge_sdk.choices import choices
 from edge_sdk.prompt import NOT_FOUND, Prompt
 from edge_sdk.readers.extract import Extract
+from edge_sdk.readers.overlap import words_of
 from edge_sdk.records import Hit
 
+Rivals = tuple[tuple[int, ...], ...]
+"""For each token of an answer the other tokens that it is to be told from."""
 Read = Callable[[str, Sequence[str]], Extract]
 """What a reader finds in passages for a question: `Reader.read`."""
 
@@ -20,15 +23,16 @@ Read = Callable[[str, Sequence[str]], Extract]
 def other_answers(
     extract: Extract, hits: Sequence[Hit], prompt: Prompt, right: Collection[str], *, numbered: bool
 ) -> list[str]:
-    """What is offered beside the `right` answers; always, too, that there is none.
+    """What is offered beside the `right` answers, and that there is none, where that is not the right one.
 
-    At run time that is offered only where the reader doubts, but of what it learned from it hardly doubts anything.
+    At run time that is offered only where the reader doubts; but it hardly doubts what it has learned.
     """
     offered = [text for text, _ in choices(extract, hits, prompt, numbered=numbered)]
-    return [text for text in dict.fromkeys([*offered, NOT_FOUND]) if text not in right]
+    same = [words_of(text) for text in right]
+    return [text for text in dict.fromkeys([*offered, NOT_FOUND]) if words_of(text) not in same]
 
 
-def rivals(right: Sequence[int], others: Sequence[Sequence[int]]) -> tuple[tuple[int, ...], ...]:
+def rivals(right: Sequence[int], others: Sequence[Sequence[int]]) -> Rivals:
     """For each token of the right answer the other tokens with which answers go on that began as it did.
 
     >>> rivals([5, 7, 2], [[5, 7, 8, 2], [5, 9, 2], [6, 2]])

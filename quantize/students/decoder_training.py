@@ -41,8 +41,8 @@ class DecoderTraining:
     `learning_rate` suits LoRA; all weights want about a twentieth of it. `confidence` is the share of steps at the
     end that teach to be sure only when right (`confidence_loss`, with `alpha`). `mixed` computes in bfloat16 where
     all weights are trained. Weights on a grid are rounded anew every `grid_steps`. `soft` is the
-    share of the loss, where a teacher's likelihoods are known, that is the divergence from them, `choosing` that
-    where answers are chosen among others, of which the choice is.
+    share of the loss, where a teacher's likelihoods are known, that is the divergence from them; `choosing`, where
+    answers have rivals, however few, the share that is the choice among these.
     """
 
     epochs: int = 2
