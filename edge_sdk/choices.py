@@ -88,8 +88,8 @@ def completed(said: str, offered: Sequence[tuple[str, float]], end: GenerationRe
 
 
 def held(given: str, offered: Sequence[tuple[str, float]], end: GenerationResult) -> float | None:
-    """The probability of the answers `offered` all of whose words are `given`; None where that is not known."""
-    if not offered or not end.shares:
+    """The probability of the answers `offered` all of whose words are `given`; None where none was begun."""
+    if offered and not end.shares:
         return None
     own = _words(given)
     return min(1.0, sum(share for (text, _), share in zip(offered, end.shares, strict=True) if _words(text) <= own))

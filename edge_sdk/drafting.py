@@ -132,7 +132,7 @@ class Drafter:
         if fresh is not None and not stop.by_user:
             end = replace(end, finish_reason="length")  # as if the limit had come there
         said = "".join(pieces)[:fresh].strip()
-        raw = completed(said, offered, end)
+        raw = completed(said, offered or (), end)
         cited = resolve_citations(raw, prompt.passages)
         refusal = is_refusal(cited.text)
         judge.ends(
@@ -140,7 +140,7 @@ class Drafter:
             prompt.passages,
             finish_reason=end.finish_reason,
             refusal=refusal,
-            choice_held=held(raw, offered, end),
+            choice_held=None if offered is None else held(raw, offered, end),
         )
         served = judge.decision.route == "local" and end.finish_reason != "cancelled"
         if manner.conversation is not None and served:
@@ -149,7 +149,7 @@ class Drafter:
         return Draft(
             cited,
             (
-                *self._read(prompt, offered),
+                *self._read(prompt, offered or ()),
                 *_completed(said, raw),
                 *_reasons(cited, end.finish_reason, repeats=fresh is not None),
             ),
@@ -217,14 +217,15 @@ class Drafter:
 
     def _offered(
         self, extract: Extract | None, hits: Sequence[Hit], prompt: Prompt, manner: Manner
-    ) -> tuple[tuple[str, float], ...]:
-        """The answers that the model is to choose from; none where it may say anything, or is held already.
+    ) -> tuple[tuple[str, float], ...] | None:
+        """The answers that the model is to choose from; None where it is not to choose, or is held already.
 
         A reader knows no earlier turns, so it may not say what a question that follows up is answered with.
         """
         sampling, follows = self.sampling, manner.conversation is not None and manner.conversation.turns
-        if not self.reading.extractive or follows or sampling.choices or sampling.json_schema or sampling.grammar:
-            return ()
+        held_already = sampling.choices or sampling.json_schema or sampling.grammar
+        if extract is None or not self.reading.extractive or follows or held_already:
+            return None
         return choices(extract, hits, prompt, numbered=self.reading.numbered and manner.style == "full")
 
     def _read(self, prompt: Prompt, offered: Sequence[object]) -> Iterator[str]:

@@ -243,9 +243,12 @@ def test_what_was_chosen_is_given_whole_and_only_then() -> None:
 
 
 def test_without_answers_to_choose_from_there_is_no_signal_of_a_choice() -> None:
-    judging = judge()
-    drafted(drafter().draft("How was the weather?", PASSAGES, judging, Manner()))
-    assert "choice_held" not in judging.signals
+    it = Drafter(FakeEngine(), Reading(600, True, 10, extractive=True))
+    nothing = FakeReader({}).read("How was the weather?", [each.passage.text for each in PASSAGES])
+    for extract, signal in ((None, None), (nothing, 0.0)):
+        judging = judge()
+        drafted(it.draft("How was the weather?", PASSAGES, judging, Manner(), extract))
+        assert judging.signals.get("choice_held") == signal
 
 
 def test_a_question_that_follows_up_and_a_sampler_that_holds_already_leave_the_reader_out() -> None:

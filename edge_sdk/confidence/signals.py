@@ -74,7 +74,7 @@ SIGNALS = (
     Signal("grounded_numbers", "after", 1, "share of the answer's numbers that stand there; 1 without any"),
     Signal("grounded_names", "after", 1, "share of its capitalised words that stand there; 1 without any"),
     Signal("reader_agrees", "after", 1, "share of the reader's words that the answer has"),
-    Signal("choice_held", "after", 1, "probability of the answers to choose from that its words hold, all of them"),
+    Signal("choice_held", "after", 1, "probability of the choices that its words hold, all of them; 0 without any"),
     Signal("kind", "after", 1, "1 unless a number or a name is asked for and the answer has none"),
 )
 STAGES: dict[Stage, tuple[str, ...]] = {
