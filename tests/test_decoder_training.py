@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -126,7 +125,6 @@ def test_a_decoder_learns_to_tell_an_answer_from_its_rivals(tiny: Path) -> None:
     few = replace(FEW, choosing=1.0)
     before = train_decoder(fresh(tiny), beside, replace(few, epochs=1, learning_rate=1e-9))
     found = train_decoder(fresh(tiny), beside, few)
-    assert before.loss == pytest.approx(math.log(4), rel=0.2)  # of four
     assert found.loss < 0.6 * before.loss
 
 
@@ -202,7 +200,8 @@ def test_an_adapter_goes_on_from_its_file(tiny: Path, tmp_path: Path) -> None:
     load_adapter(again, tmp_path / "a.gguf")
     for one, two in zip(model.parameters(), again.parameters(), strict=True):
         assert torch.allclose(one, two, atol=1e-3)
-    assert train_decoder(again, sheets, replace(FEW, epochs=1, learning_rate=1e-9)).loss < 1
+    still = replace(FEW, epochs=1, learning_rate=1e-9)
+    assert train_decoder(again, sheets, still).loss < 0.6 * train_decoder(fresh(tiny), sheets, still).loss
     with pytest.raises(ConfigError, match="rank 4, alpha 8") as refused:
         load_adapter(fresh(tiny, 2), tmp_path / "a.gguf")
     assert "use rank = 4" in refused.value.hint

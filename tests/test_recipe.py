@@ -67,6 +67,10 @@ def test_paths_may_hold_variables(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         ({"teacher": None}, "has documents but no teacher"),
         ({"data": {"held_out": 0.5, "calibration": 0.5}}, "leaves nothing to learn from"),
         ({"reader": None, "decoder": None, "encoder": None}, "recipe.toml makes nothing"),
+        (
+            {"reader": None, "decoder": {"start": "a.edge", "extractive": True, "evidence_tokens": 64}},
+            "recipe.toml.decoder chooses beside a reader that [bundle] would not hold",
+        ),
         ({"work": "$NO_SUCH_FOLDER/work"}, "recipe.toml.work names $NO_SUCH_FOLDER, which is not set"),
         ({"head": {"A B": {"examples": "x"}}}, "recipe.toml.head"),
         ({"work": "manuals/work"}, "would read what it writes"),
@@ -229,7 +233,11 @@ def test_a_decoder_goes_on_from_the_adapter_of_a_bundle(
         before, after = GgufModel(shipped), GgufModel(Path(stages["decoder-export"]["folder"]) / "adapter.gguf")
         for name in before.tensors:
             np.testing.assert_allclose(after.floats(name), before.floats(name), atol=1e-3)
-        workshop.recipe.write_text(text.replace("[decoder]", "[decoder]\nstart = 'before.edge'\nmethod = 'full'"))
+        begun = text.replace("[decoder]", "[decoder]\nstart = 'before.edge'")
+        workshop.recipe.write_text(begun.replace("rank = 2", "rank = 3"))
+        assert workshop.distill("--plan") == 1
+        assert "holds an adapter of rank 2 and alpha 4, not 3 and 6" in capsys.readouterr().err
+        workshop.recipe.write_text(begun.replace('method = "adapter"', 'method = "full"'))
         assert workshop.distill() == 1
         assert "starts from an adapter but trains all weights" in capsys.readouterr().err
         workshop.recipe.write_text(text.replace("[decoder]", "[decoder]\nstart = 'manuals.edge'"))
@@ -237,6 +245,33 @@ def test_a_decoder_goes_on_from_the_adapter_of_a_bundle(
         assert "would start from what it writes" in capsys.readouterr().err
     finally:
         workshop.recipe.write_text(text)
+
+
+def test_a_decoder_without_a_reader_of_its_own_learns_and_is_judged_beside_that_of_its_bundle(
+    workshop: Workshop, capsys: pytest.CaptureFixture[str]
+) -> None:
+    workshop.distill("--json")
+    stages = {each["stage"]: each for each in document(capsys)["stages"]}
+    values = tomllib.loads(workshop.recipe.read_text("utf-8"))
+    examples = str(Path(stages["data"]["folder"]) / "examples.jsonl")
+    alone = {
+        "name": "again",
+        "data": {"examples": examples, "encoder": values["data"]["encoder"], "held_out": 0.3},
+        "decoder": values["decoder"] | {"start": "manuals.edge"},
+        "evaluate": {"questions": 4},
+    }  # fmt: skip
+    path = workshop.folder / "again.toml"
+    path.write_text(toml(alone))
+    code = main(["distill", str(path), "--home", str(workshop.home), "--threads", "1", "--json"])
+    assert code == 0, capsys.readouterr().err
+    made = {each["stage"]: each for each in document(capsys)["stages"]}
+    assert "reader" not in made and made["decoder"]["figures"]["finished"]
+    report = json.loads((Path(made["evaluate"]["folder"]) / "evaluation.json").read_text())
+    sizes = {name: system["megabytes"] for name, system in report["systems"].items()}
+    reader = open_bundle(workshop.out, workshop.home).directory("reader")
+    assert reader is not None
+    beside = sum(each.stat().st_size for each in reader.iterdir()) / 1e6
+    assert sizes["decoder"] > beside + (workshop.folder / "tiny-f32.gguf").stat().st_size / 1e6
 
 
 def test_what_was_asked_once_is_not_asked_for_other_rules(

@@ -211,7 +211,7 @@ def after(
 ) -> dict[str, float]:
     """What the answer's words say, beside the passages that the model was given, best first, and the reader.
 
-    `choice_held` is known where the model had answers to choose from.
+    `choice_held` is known where the model was to choose among answers.
     """
     words = _WORD.findall(answer.casefold())
     meant, asked = _stems(answer), _stems(question)

@@ -18,6 +18,7 @@ from typing import Any
 from edge_sdk.bundle.manifest import SCHEMA, check_licence
 from edge_sdk.choices import RULE as OFFER
 from edge_sdk.confidence.calibration import Calibration, Calibrations
+from edge_sdk.confidence.setup import SIGNALS_HASH
 from edge_sdk.config import Settings, load_settings
 from edge_sdk.documents.chunk import chunk_document
 from edge_sdk.edge import Edge
@@ -35,11 +36,11 @@ from ..collection import fill_store
 from ..training_data.example import read_examples
 from .cache import input_digest
 from .data_stages import CALIBRATION, HELD_OUT, TRAIN
-from .decoder_stages import ADAPTER, DECODER
+from .decoder_stages import ADAPTER, DECODER, READER
 from .ledger_examples import SOURCE as LEDGER
 from .recipe import Recipe
 from .stages import Job, Stage
-from .student_stages import ENCODER, HEAD, READER
+from .student_stages import ENCODER, HEAD
 from .teacher_stages import kept_passages
 
 DRAFT, CALIBRATIONS, EVALUATION = "draft.edge", "calibrations", "evaluation.jsonl"
@@ -65,7 +66,7 @@ def bundle_stages(recipe: Recipe, settings: Settings, before: Sequence[str]) -> 
         "reading": None if recipe.decoder is None else asdict(recipe.decoder.reading),
         "schema": SCHEMA,
     }
-    rules = {"sentences": RULE, "offer": OFFER}  # calibrations hold for these alone
+    rules = {"sentences": RULE, "offer": OFFER, "signals": SIGNALS_HASH}  # calibrations hold for these alone
     return [
         Stage("assemble", 1, lambda job: _assemble(job, recipe, settings), facts, files, made),
         Stage("calibrate", 4, lambda job: calibrate_bundle(job, settings), rules, {}, ("curate", "assemble")),

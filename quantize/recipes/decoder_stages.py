@@ -19,6 +19,7 @@ from edge_sdk.device import cpu_features
 from edge_sdk.errors import ConfigError, MissingExtraError
 from edge_sdk.evidence import RULE
 from edge_sdk.hub.models import InstalledModel
+from edge_sdk.model_files.gguf_adapter import read_adapter
 from edge_sdk.model_files.gguf_header import read_header
 
 from ..training_data.example import read_examples
@@ -32,36 +33,31 @@ if TYPE_CHECKING:
 
 ADAPTER, DECODER = "adapter.gguf", "decoder.gguf"
 """The file in the result of `decoder-export`: one of the two."""
+READER = "reader"
+"""The folder in the result of `reader-export`."""
 _WEIGHTS = "weights.pt"
 _RATES = {"adapter": 4e-4, "full": 2e-5}
 _ALPHA = 2.0  # times the rank
 _FAST = "avx512_bf16"  # processors that multiply in bfloat16
 
 
-def decoder_stages(
-    recipe: Recipe, part: DecoderPart, base: InstalledModel, settings: Settings, *, reader: str
-) -> list[Stage]:
-    """Training and export. `reader` is the folder of a reader in the result of `reader-export`."""
-    begun = _opened(part, settings)
+def decoder_stages(recipe: Recipe, part: DecoderPart, base: InstalledModel, settings: Settings) -> list[Stage]:
+    """Training and export. Raises `ConfigError` for a bundle to start from that has no adapter which fits."""
     learned = {name: value for name, value in asdict(part).items() if name not in ("base", "start", "extractive")}
-    own = part.extractive and recipe.reader is not None
-    files = {"base": base.path} | ({"start": begun.adapter} if begun.adapter is not None else {})
+    own, start = part.extractive and recipe.reader is not None, begun(part, settings)
+    files = {"base": base.path}
+    if start.adapter is not None:
+        _check_start(start.adapter, part, base)
+        files["start"] = start.adapter
     if part.extractive and not own:
-        files |= {f"reader {path.name}": path for path in begun.reader}
-    if own or (part.extractive and begun.reader):
+        files |= start.reader_files
+    if own or (part.extractive and start.reader is not None):
         learned["offer"] = OFFER
-
-    def read_by(job: Job) -> Path | None:
-        """The folder of the reader among whose words an extractive decoder learns to choose."""
-        if own:
-            return job.results["reader-export"].folder / reader
-        return begun.reader[0].parent if part.extractive and begun.reader else None
-
     return [
         Stage(
             "decoder",
             1,
-            lambda job: _train(job, part, base, settings, recipe.seed, begun.adapter, read_by(job)),
+            lambda job: _train(job, recipe, part, base, settings),
             learned | {"seed": recipe.seed, "sentences": RULE},
             files,
             ("curate", "reader-export") if own else ("curate",),
@@ -78,31 +74,57 @@ def decoder_stages(
     ]
 
 
-class _Begun(NamedTuple):
-    """Files of the bundle that a decoder starts from; none without one."""
+class Begun(NamedTuple):
+    """What of a bundle a decoder starts with: the adapter's file and the reader's folder."""
 
     adapter: Path | None = None
-    reader: tuple[Path, ...] = ()
+    reader: Path | None = None
+
+    @property
+    def reader_files(self) -> dict[str, Path]:
+        """The files of the reader by their names, none without one."""
+        found = () if self.reader is None else sorted(self.reader.iterdir())
+        return {f"reader {path.name}": path for path in found}
 
 
-def _opened(part: DecoderPart, settings: Settings) -> _Begun:
+def begun(part: DecoderPart, settings: Settings) -> Begun:
+    """What the bundle holds that the recipe names to start from."""
     if part.start is None:
-        return _Begun()
+        return Begun()
     bundle = open_bundle(part.start, settings.home)
     adapter = bundle.paths("adapter:default")
     if not adapter:
-        raise ConfigError(f"{part.start} holds no adapter to start from", hint="see `edge bundle inspect`")
-    return _Begun(adapter[0], bundle.paths("reader"))
+        raise ConfigError(f"{part.start} holds no adapter named default", hint="see `edge bundle inspect`")
+    return Begun(adapter[0], bundle.directory("reader"))
+
+
+def reader_beside(job: Job, recipe: Recipe, settings: Settings) -> Path | None:
+    """The folder of the reader beside the recipe's decoder: made here, or that of the bundle it starts from.
+
+    Of a bundle only where the decoder is extractive, and so has learned beside it.
+    """
+    if (made := job.results.get("reader-export")) is not None:
+        return made.folder / READER
+    part = recipe.decoder
+    return begun(part, settings).reader if part is not None and part.extractive else None
+
+
+def _check_start(adapter: Path, part: DecoderPart, base: InstalledModel) -> None:
+    header, name = read_adapter(adapter, read_header(base.path)), base.spec.name if base.spec else None
+    if None not in (header.base, name) and header.base != name:
+        raise ConfigError(
+            f"{part.start} holds an adapter for {header.base}, not {name}", hint=f"use base = {header.base!r}"
+        )
+    if (header.rank, header.alpha) != (part.rank, _ALPHA * part.rank):
+        raise ConfigError(
+            f"{part.start} holds an adapter of rank {header.rank} and alpha {header.alpha:g}, not {part.rank} and "
+            f"{_ALPHA * part.rank:g}",
+            hint="use its rank, where alpha is twice that, or leave start out",
+        )
 
 
 def _train(
-    job: Job,
-    part: DecoderPart,
-    base: InstalledModel,
-    settings: Settings,
-    seed: int,
-    start: Path | None,
-    reader: Path | None,
+    job: Job, recipe: Recipe, part: DecoderPart, base: InstalledModel, settings: Settings
 ) -> Mapping[str, Any]:
     torch = import_torch(settings.threads)
     from edge_sdk.engines.engine_gguf import GgufEngine
@@ -119,11 +141,22 @@ def _train(
     maker, reading = TaskMaker(examples, Lessons()), part.reading
     engine = GgufEngine.open(base.path, context=part.prompt_tokens, threads=settings.threads, sha256=base.sha256)
 
+    reader = reader_beside(job, recipe, settings) if part.extractive else None
     read = Reader.open(reader, threads=settings.threads).read if reader is not None else None
+    seed, start = recipe.seed, begun(part, settings).adapter
 
     @lru_cache(maxsize=1)
     def epoch(number: int) -> list[Sheet]:
-        return make_sheets(maker, engine, reading, end, read=read, seed=seed * 1_000 + number)
+        return make_sheets(
+            maker,
+            engine,
+            reading,
+            end,
+            read=read,
+            seed=seed * 1_000 + number,
+            progress=job.progress,
+            cancel=job.cancel,
+        )
 
     model, training = _model(part, base, seed), DecoderTraining(
         epochs=part.epochs,
@@ -133,9 +166,12 @@ def _train(
         mixed=part.method == "full" and _fast(),
         seed=seed,
     )  # fmt: skip
-    if start is not None:
-        load_adapter(model, start)
     try:
+        if start is not None:
+            load_adapter(model, start)
+        epoch(0)
+        if job.cancel.is_set():
+            return {}
         trained = train_decoder(
             model,
             epoch,

@@ -30,7 +30,7 @@ from ..training_data.example import Example, read_examples
 from . import report, smallest
 from .cascade import Tier, evaluate_cascade
 from .data_stages import HELD_OUT
-from .decoder_stages import ADAPTER, DECODER
+from .decoder_stages import ADAPTER, DECODER, READER, begun, reader_beside
 from .evaluation import (
     LOWER_IS_BETTER,
     Given,
@@ -47,7 +47,7 @@ from .opening import open_teacher, teacher_facts, teacher_name
 from .other_figures import other_figures
 from .recipe import Recipe
 from .stages import Job, Stage
-from .student_stages import ENCODER, READER
+from .student_stages import ENCODER
 from .systems import DecoderSystem, Evidence, ReaderSystem, SentenceRule, TeacherSystem, size_of
 from .teacher_stages import REPLIES, KeptTeacher
 
@@ -67,6 +67,8 @@ def evaluation_stage(recipe: Recipe, settings: Settings, before: Sequence[str]) 
         facts["reading"] = {**asdict(recipe.decoder.reading), "rule": RULE}
         if recipe.decoder.extractive:
             facts["offer"] = OFFER
+            if recipe.reader is None:
+                files |= begun(recipe.decoder, settings).reader_files
         if recipe.decoder.evidence_tokens:
             files["encoder"] = resolve(recipe.data.encoder, settings).path
     if recipe.teacher is not None and recipe.evaluate.teacher:
@@ -129,7 +131,8 @@ def _systems(job: Job, recipe: Recipe, settings: Settings) -> Iterator[tuple[str
         evidence = _evidence(job, recipe, settings)
         made = job.results["decoder-export"].folder
         held = recipe.decoder.extractive
-        beside = [job.results["reader-export"].folder / READER] if evidence and evidence.reader else []
+        reader = reader_beside(job, recipe, settings)
+        beside = [reader] if evidence and reader else []
         yield "student", _decoder(base, made, "decoder", settings, evidence, extractive=held, beside=beside)
         yield "baseline", _decoder(base, None, f"{base.name}, untrained", settings, evidence, beside=beside)
     if recipe.teacher is not None and recipe.evaluate.teacher and (recipe.reader or recipe.decoder):
@@ -152,12 +155,12 @@ def _evidence(job: Job, recipe: Recipe, settings: Settings) -> Evidence | None:
     as far as there are any."""
     if recipe.decoder is None or not (tokens := recipe.decoder.evidence_tokens):
         return None
-    encoder, reader = job.results.get("encoder"), job.results.get("reader-export")
+    encoder, reader = job.results.get("encoder"), reader_beside(job, recipe, settings)
     vectors = encoder.folder / ENCODER if encoder is not None else resolve(recipe.data.encoder, settings).directory
     return Evidence(
         tokens,
         open_encoder(vectors),
-        None if reader is None else Reader.open(reader.folder / READER, threads=settings.threads),
+        None if reader is None else Reader.open(reader, threads=settings.threads),
     )
 
 

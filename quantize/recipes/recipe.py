@@ -208,6 +208,9 @@ def _check(it: Recipe) -> None:
     if it.decoder is not None and it.decoder.start is not None and it.decoder.method != "adapter":
         hint = 'leave start out, or use method = "adapter"'
         raise ConfigError(f"{where}.decoder starts from an adapter but trains all weights", hint=hint)
+    if it.decoder and it.decoder.extractive and it.decoder.start and it.bundle and not it.reader:
+        hint = "add [reader], which may start from the same, or leave [bundle] out"
+        raise ConfigError(f"{where}.decoder chooses beside a reader that [bundle] would not hold", hint=hint)
     starts = [part.start.resolve() for part in (it.reader, it.decoder) if part and part.start]
     if it.bundle and it.bundle.out.resolve() in starts:
         hint = "name another place for bundle.out"

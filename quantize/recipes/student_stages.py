@@ -24,7 +24,7 @@ from ..training_data.cloze import cloze_examples
 from ..training_data.example import Example, read_examples
 from ..training_data.passages import SourcePassage
 from .data_stages import CALIBRATION, HELD_OUT, TRAIN
-from .decoder_stages import decoder_stages, import_torch
+from .decoder_stages import READER, decoder_stages, import_torch
 from .evaluation import tasks_of
 from .recipe import EncoderPart, HeadPart, ReaderPart, Recipe
 from .stages import Job, Stage
@@ -33,8 +33,8 @@ from .teacher_stages import kept_passages
 if TYPE_CHECKING:
     from ..students.reader_model import ReaderModel
 
-READER, ENCODER, HEAD = "reader", "encoder", "head"
-"""Folders in the results of the stages `reader-export`, `encoder` and `head-NAME`."""
+ENCODER, HEAD = "encoder", "head"
+"""Folders in the results of the stages `encoder` and `head-NAME`."""
 _WEIGHTS = "weights.pt"
 _SAMPLES = 32  # questions on which an export is run beside what it was made from
 
@@ -45,8 +45,7 @@ def student_stages(recipe: Recipe, settings: Settings) -> list[Stage]:
     if recipe.reader is not None:
         stages += _reader_stages(recipe, recipe.reader, settings)
     if recipe.decoder is not None:
-        base = _gguf(recipe.decoder.base, settings)
-        stages += decoder_stages(recipe, recipe.decoder, base, settings, reader=READER)
+        stages += decoder_stages(recipe, recipe.decoder, _gguf(recipe.decoder.base, settings), settings)
     if recipe.encoder is not None:
         stages.append(_encoder_stage(recipe, recipe.encoder, resolve(recipe.encoder.base, settings)))
     stages += [_head_stage(recipe, name, part, settings) for name, part in sorted(recipe.head.items())]

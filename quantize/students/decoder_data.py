@@ -14,6 +14,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from random import Random
+from threading import Event
 from typing import Protocol
 
 from edge_sdk.errors import ConfigError
@@ -207,17 +208,21 @@ def make_sheets(
     longest: int = 40,
     seed: int = 0,
     progress: Update = lambda done, total, detail: None,
+    cancel: Event | None = None,
 ) -> list[Sheet]:
     """All tasks of an epoch in tokens, each prompt exactly as `build_prompt` makes it; `end` ends every answer.
 
     With `read` sentences are chosen as with that reader at run time, and answers have as rivals what it finds
     likely, where `reading` is extractive. A question whose passage has no room in `reading.prompt_tokens`, whose
-    answer is in no chosen sentence or takes more than `longest` tokens, is left out.
+    answer is in no chosen sentence or takes more than `longest` tokens, is left out; and once `cancel` is set,
+    all the rest.
     """
     made = []
     for number, tasks in enumerate(maker.sheets(seed)):
         progress(number, None, "sheets")
         made += list(_sheets(tasks, tokenizer, reading, end, longest, read))
+        if made and cancel is not None and cancel.is_set():
+            break
     return made
 
 

@@ -106,11 +106,11 @@ def load_adapter(model: DecoderModel, path: Path) -> None:
     ):
         raise ConfigError(
             f"{path.name} has other matrices than the recipe's decoder: rank {header.rank}, alpha {header.alpha:g}",
-            hint=f"use rank = {header.rank} and the base that it was trained on, or leave start out",
+            hint=f"use rank = {header.rank} and the base that it was trained on",
         )
     with torch.no_grad():
         for name, weights in wanted.items():
-            weights.copy_(torch.from_numpy(source.floats(name)).view(weights.shape))
+            weights.copy_(torch.tensor(source.floats(name)).view(weights.shape))
 
 
 def write_model(
