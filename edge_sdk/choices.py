@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from .engines.paths import log_sum
 from .prompt import NOT_FOUND, Prompt
 from .readers.overlap import expected, words_of
 from .records import GenerationResult, Hit
@@ -60,7 +61,7 @@ def choices(
         words, place = " ".join(span.text.split()), places.get(hits[span.passage])
         if words and place is not None and span.text in prompt.shown[place]:
             answer = f"{words} [{place + 1}]" if numbered else words
-            found[answer] = _either(found.get(answer, -math.inf), float(span.score))
+            found[answer] = log_sum([found.get(answer, -math.inf), float(span.score)])
     doubts = extract is not None and (extract.probability is None or extract.probability < DOUBTFUL)
     if found and doubts:
         found[NOT_FOUND] = max(found.values())
@@ -97,9 +98,3 @@ def held(given: str, offered: Sequence[tuple[str, float]], end: GenerationResult
 
 def _words(answer: str) -> Counter[str]:
     return words_of(_MARK.sub("", answer))
-
-
-def _either(one: float, other: float) -> float:
-    """The logarithm of the sum of what has these logarithms."""
-    most, least = max(one, other), min(one, other)
-    return most + math.log1p(math.exp(least - most))

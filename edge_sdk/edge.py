@@ -141,8 +141,8 @@ class Edge(Parts):
         """Yield the steps of an answer: `retrieved`, `provisional` pieces, perhaps `handoff`, then `final`.
 
         Pieces of the local answer come at once; with `hold` only from that token on, when a hopeless answer has
-        mostly been given up, and with None not before the decision on the whole, nor where the model chooses among
-        a reader's words. `task` names the kind of question
+        mostly been given up, and with None, or where the model chooses among a reader's words, not before the
+        decision on the whole. `task` names the kind of question
         for a calibration that knows several. Setting `cancel` ends the generation at the next token; the `final`
         answer then holds what there was.
         """

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import tomllib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -132,6 +133,16 @@ def workshop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workshop]:
         yield Workshop(tmp_path_factory.mktemp("recipe"), teacher)
 
 
+@contextmanager
+def rewriting(workshop: Workshop) -> Iterator[str]:
+    """The text of its recipe, which is put back afterwards."""
+    text = workshop.recipe.read_text()
+    try:
+        yield text
+    finally:
+        workshop.recipe.write_text(text)
+
+
 def document(capsys: pytest.CaptureFixture[str]) -> Any:
     return json.loads(capsys.readouterr().out.splitlines()[-1])
 
@@ -196,8 +207,7 @@ def test_a_second_run_makes_and_asks_nothing(workshop: Workshop, capsys: pytest.
 
 def test_a_reader_learns_more_from_that_of_a_bundle(workshop: Workshop, capsys: pytest.CaptureFixture[str]) -> None:
     workshop.distill("--json")
-    text = workshop.recipe.read_text()
-    try:
+    with rewriting(workshop) as text:
         copy = workshop.folder / "earlier.edge"
         copy.write_bytes(workshop.out.read_bytes())
         workshop.recipe.write_text(text.replace("[reader]", "[reader]\nstart = 'earlier.edge'"))
@@ -211,16 +221,13 @@ def test_a_reader_learns_more_from_that_of_a_bundle(workshop: Workshop, capsys: 
         workshop.recipe.write_text(text.replace("[reader]", "[reader]\nstart = 'manuals.edge'"))
         assert workshop.distill() == 1
         assert "would start from what it writes" in capsys.readouterr().err
-    finally:
-        workshop.recipe.write_text(text)
 
 
 def test_a_decoder_goes_on_from_the_adapter_of_a_bundle(
     workshop: Workshop, capsys: pytest.CaptureFixture[str]
 ) -> None:
     workshop.distill("--json")
-    text = workshop.recipe.read_text()
-    try:
+    with rewriting(workshop) as text:
         copy = workshop.folder / "before.edge"
         copy.write_bytes(workshop.out.read_bytes())
         slowly = "[decoder]\nstart = 'before.edge'\nlearning_rate = 1e-7"
@@ -243,8 +250,6 @@ def test_a_decoder_goes_on_from_the_adapter_of_a_bundle(
         workshop.recipe.write_text(text.replace("[decoder]", "[decoder]\nstart = 'manuals.edge'"))
         assert workshop.distill() == 1
         assert "would start from what it writes" in capsys.readouterr().err
-    finally:
-        workshop.recipe.write_text(text)
 
 
 def test_a_decoder_without_a_reader_of_its_own_learns_and_is_judged_beside_that_of_its_bundle(
@@ -280,13 +285,10 @@ def test_what_was_asked_once_is_not_asked_for_other_rules(
     """Fewer passages: other stages, the same replies."""
     workshop.distill("--until", "teacher", "--json")
     asked = len(workshop.teacher.requests)
-    text = workshop.recipe.read_text()
-    try:
+    with rewriting(workshop) as text:
         workshop.recipe.write_text(text.replace("[data]", "[data]\npassages = 10"))
         capsys.readouterr()
         assert workshop.distill("--until", "curate", "--json") == 0
-    finally:
-        workshop.recipe.write_text(text)
     made = {each["stage"]: each for each in document(capsys)["stages"]}
     assert made["passages"]["figures"]["passages"] == 10 and not made["teacher"]["cached"]
     assert len(workshop.teacher.requests) == asked

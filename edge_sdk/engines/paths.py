@@ -72,7 +72,7 @@ class Paths:
         for path in self._paths:
             branches.setdefault(path.tokens[self._at], []).append(path)
         worth = {token: max(logprob(token), _LEAST) + _together(paths) for token, paths in branches.items()}
-        taken, total = max(worth, key=lambda token: worth[token]), _log_sum(list(worth.values()))
+        taken, total = max(worth, key=lambda token: worth[token]), log_sum(list(worth.values()))
         shares = [each - total for each in worth.values()]
         for (token, paths), share in zip(branches.items(), shares, strict=True):
             if token != taken:
@@ -84,7 +84,7 @@ class Paths:
 
 
 def _together(paths: Sequence[Path]) -> float:
-    return _log_sum([path.weight for path in paths])
+    return log_sum([path.weight for path in paths])
 
 
 def _divide(paths: Sequence[Path], among: float, shares: list[float]) -> None:
@@ -94,6 +94,11 @@ def _divide(paths: Sequence[Path], among: float, shares: list[float]) -> None:
         shares[path.number] = math.exp(among + path.weight - total)
 
 
-def _log_sum(logarithms: Sequence[float]) -> float:
+def log_sum(logarithms: Sequence[float]) -> float:
+    """The logarithm of the sum of what has these logarithms, of which one at least is finite.
+
+    >>> log_sum([-math.inf, 0.5])
+    0.5
+    """
     most = max(logarithms)
     return most + math.log(sum(math.exp(each - most) for each in logarithms))
