@@ -9,11 +9,11 @@ from __future__ import annotations
 from pathlib import Path
 
 try:
-    from kernels import bert, flag, logits, scan
+    from kernels import bert, flag, greedy, logits, scan
 except ImportError:
     import kernels
 
     kernels.__path__.append(str(Path(__file__).parents[1] / "kernels"))
-    from kernels import bert, flag, logits, scan
+    from kernels import bert, flag, greedy, logits, scan
 
-__all__ = ["bert", "flag", "logits", "scan"]
+__all__ = ["bert", "flag", "greedy", "logits", "scan"]

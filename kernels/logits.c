@@ -9,26 +9,10 @@
  * -ffast-math. On x86 the same source is also compiled for AVX2 and AVX-512 and chosen at run time.
  * `edge_logits_reference` says the same plainly, in double precision with the C library's exp; tests compare.
  */
+#include "logits.h"
+
 #include <math.h>
-#include <stddef.h>
-#include <stdint.h>
 #include <string.h>
-
-typedef struct {
-    int32_t best;     /* the first index of the largest value */
-    float max;        /* the largest value */
-    float second;     /* the second largest: equal to `max` where that occurs twice, -inf where there is only one */
-    double logsumexp; /* nats */
-    double entropy;   /* nats, at least 0 */
-} edge_logits_figures;
-
-enum { EDGE_DONE = 0, EDGE_BAD_COUNT = 1, EDGE_BAD_VALUE = 2 };
-
-#if defined(_WIN32)
-#define EDGE_API __declspec(dllexport)
-#else
-#define EDGE_API __attribute__((visibility("default")))
-#endif
 
 #if defined(__GNUC__)
 #define EDGE_INLINE static inline __attribute__((always_inline))
@@ -163,8 +147,6 @@ EDGE_API int edge_logits_portable(const float *row, size_t count, edge_logits_fi
     return figures_of(row, count, out);
 }
 
-/* Measure `count` values, finite or -inf. Returns EDGE_BAD_COUNT for 0 or more than 2^31 - 1 values, EDGE_BAD_VALUE
- * where one is NaN or +inf or none is above -inf; `out` is written only on EDGE_DONE. Keeps no state: any thread. */
 EDGE_API int edge_logits(const float *row, size_t count, edge_logits_figures *out) {
 #ifdef EDGE_X86
     if (__builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&

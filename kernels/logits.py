@@ -33,8 +33,8 @@ class LogitsFigures:
     logsumexp: float
 
 
-class _Figures(ctypes.Structure):
-    """`edge_logits_figures` of logits.c."""
+class Figures(ctypes.Structure):
+    """`edge_logits_figures` of logits.h."""
 
     _fields_ = (
         ("best", ctypes.c_int32),
@@ -46,7 +46,7 @@ class _Figures(ctypes.Structure):
 
 
 Kernel = Callable[[Any, int, Any], int]
-_FAILURES = {1: "a row of logits is empty", 2: "the logits hold NaN or +inf, or nothing above -inf"}
+FAILURES = {1: "a row of logits is empty", 2: "the logits hold NaN or +inf, or nothing above -inf"}
 
 
 def measure(row: NDArray[np.float32], chosen: int | None = None) -> LogitsFigures:
@@ -64,16 +64,20 @@ def measure(row: NDArray[np.float32], chosen: int | None = None) -> LogitsFigure
 
 def measure_at(row: ctypes._Pointer[ctypes.c_float], count: int, chosen: int | None = None) -> LogitsFigures:
     """`measure` for `count` floats at an address, without a copy; the interpreter lock is released meanwhile."""
-    figures = _Figures()
+    figures = Figures()
     failure = _kernel(row, count, figures)
     if failure:
-        raise ValueError(_FAILURES[failure])
-    best = figures.best
-    chosen = best if chosen is None else chosen
+        raise ValueError(FAILURES[failure])
+    chosen = figures.best if chosen is None else chosen
     if not 0 <= chosen < count:
         raise ValueError(f"token {chosen} is not one of {count}")
-    logprob = min(0.0, row[chosen] - figures.logsumexp)  # rounding must not make a probability above 1
-    return LogitsFigures(best, chosen, logprob, figures.entropy, figures.max - figures.second, figures.logsumexp)
+    return figures_of(figures, chosen, row[chosen])
+
+
+def figures_of(found: Figures, chosen: int, logit: float) -> LogitsFigures:
+    """What a kernel has found, for a token with its logit."""
+    logprob = min(0.0, logit - found.logsumexp)  # rounding must not make a probability above 1
+    return LogitsFigures(found.best, chosen, logprob, found.entropy, found.max - found.second, found.logsumexp)
 
 
 def backend() -> Literal["c", "numpy"]:
@@ -81,7 +85,7 @@ def backend() -> Literal["c", "numpy"]:
     return "numpy" if _kernel is with_numpy else "c"
 
 
-def with_numpy(row: ctypes._Pointer[ctypes.c_float], count: int, figures: _Figures) -> int:
+def with_numpy(row: ctypes._Pointer[ctypes.c_float], count: int, figures: Figures) -> int:
     """The kernel in numpy; the sums are in double precision."""
     if not count:
         return 1
@@ -105,7 +109,7 @@ def compiled(name: str = "edge_logits") -> Kernel | None:
     """A kernel of the shared library, None where it was not built."""
     kernel = load(name)
     if kernel is not None:
-        kernel.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.POINTER(_Figures))
+        kernel.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.POINTER(Figures))
         kernel.restype = ctypes.c_int
     return kernel
 

@@ -43,11 +43,13 @@ class Function:
     """A model whose next token follows from the last two, and its sampler.
 
     Where the best two are close, a batch takes the second, and one of `wrong` tokens or more always does: neither
-    must be believed.
+    must be believed. Where a plain answer may come in groups, they are of up to `group` tokens.
     """
 
-    def __init__(self, seed: int, prompt: Sequence[int], batch: int, wrong: int = 99) -> None:
-        self.seed, self.seen, self.batch, self.wrong = seed, list(prompt), batch, wrong
+    greedy = forgets = True
+
+    def __init__(self, seed: int, prompt: Sequence[int], batch: int, wrong: int = 99, group: int = 0) -> None:
+        self.seed, self.seen, self.batch, self.wrong, self.group = seed, list(prompt), batch, wrong, group
         self.ahead: list[int] = []
         self.together, self.threads = 1, 1
 
@@ -57,6 +59,15 @@ class Function:
         assert END not in draft
         self.seen.append(token)
         self.ahead, self.together = list(draft), 1 + len(draft)
+
+    def advance_greedily(self, token: int, most: int, seconds: float) -> list[Any]:
+        assert most > 0 < seconds
+        found: list[Any] = []
+        while len(found) < min(most, self.group) and token != END:
+            self.advance(token)
+            found.append(self.choose())
+            token = found[-1].chosen
+        return found
 
     def keep(self, token: int) -> None:
         assert self.ahead.pop(0) == token
@@ -102,6 +113,25 @@ def test_a_drafted_answer_is_the_plain_one(seed: int, prompt: list[int], most: i
     answering.end(len(tokens))
     assert (drafted.seen, drafted.ahead) == (plain.seen, [])
     assert answering.accepted <= min(answering.drafted, len(tokens))
+
+
+@given(
+    st.integers(0, 10**6),
+    st.lists(st.integers(1, 7), min_size=1, max_size=9),
+    st.integers(1, 40),
+    st.integers(1, 9),
+)
+def test_a_plain_answer_in_groups_is_that_token_by_token(
+    seed: int, prompt: list[int], most: int, group: int
+) -> None:
+    grouped, plain = Function(seed, prompt, 1, group=group), Function(seed, prompt, 1)
+    tokens, answering = answer(grouped, most, None)
+    assert tokens == answer(plain, most, None)[0]
+    assert grouped.seen == plain.seen
+    left, answering = answer(grouped := Function(seed, prompt, 1, group=group), max(1, most // 2), None)
+    assert grouped.seen[: len(prompt) + len(left) - 1] == [*prompt, *left[:-1]]  # and what was chosen beyond that
+    answering.end(len(left))
+    assert (grouped.seen, answering.at_hand) == ([*prompt, *left[:-1]], False)
 
 
 def test_an_answer_that_goes_round_is_mostly_accepted() -> None:

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 pytest.importorskip("llama_cpp")
 
-from edge_sdk.engines import engine_gguf, llama_library, prompt_tokens
+from edge_sdk.engines import decoding, engine_gguf, llama_library, prompt_tokens
 from edge_sdk.engines.engine import Generation
 from edge_sdk.engines.engine_gguf import GgufEngine
 from edge_sdk.errors import (
@@ -40,10 +40,14 @@ from edge_sdk.errors import (
     TemplateError,
 )
 from edge_sdk.records import GenerateOptions, Message, Token
+from kernels import library
 
 PROMPT = "the cat and the hat, "
 TEN = GenerateOptions(max_tokens=10)
 LONG = "the rain and the sea and " * 600
+needs_c = pytest.mark.skipif(
+    library.load("edge_greedy") is None, reason="the C kernels are not built; `make install` does where it can"
+)
 
 
 @pytest.fixture(scope="module")
@@ -299,6 +303,7 @@ def with_rows(
     engine: GgufEngine, prompt: str, options: GenerateOptions, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[tuple[Token, NDArray[np.float32]]]:
     """The tokens of an answer, each with the logits that it was chosen from."""
+    monkeypatch.setattr(engine._model, "_greedy", None)  # those of a group have no rows that could be looked at
     rows: list[NDArray[np.float32]] = []
     row = engine._model.row
 
@@ -659,18 +664,68 @@ def test_an_answer_that_is_left_leaves_only_what_was_given(engine: GgufEngine) -
     assert engine._model.seen == engine.tokens(PROMPT) + given[:-1]
 
 
+@needs_c
+@pytest.mark.parametrize("most", [1, 2, 40])
+@pytest.mark.parametrize("stop", [(), ("a",), (" t", "he")])
+def test_tokens_that_come_in_groups_are_those_that_come_one_by_one(
+    engine: GgufEngine, most: int, stop: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options, sizes = GenerateOptions(max_tokens=most, stop=stop), list[int]()
+    greedy = engine._model._greedy
+    assert greedy is not None
+    run = greedy.run
+    list(engine.generate(PROMPT, TEN))  # now it is known what a token takes on one thread
+
+    def counted(*given: Any) -> Any:
+        steps, code = run(*given)
+        sizes.append(len(steps))
+        return steps, code
+
+    monkeypatch.setattr(greedy, "run", counted)
+    grouped = engine.generate(PROMPT, options)
+    tokens, seen = list(grouped), list(engine._model.seen)
+    monkeypatch.setattr(engine._model, "_greedy", None)
+    single = engine.generate(PROMPT, options)
+    assert tokens == list(single)
+    assert (grouped.result.finish_reason, seen) == (single.result.finish_reason, engine._model.seen)
+    assert max(sizes, default=1) > 1 or most <= 2
+
+
+@needs_c
+def test_a_group_that_fails_is_an_error_and_the_engine_goes_on(
+    engine: GgufEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    greedy = engine._model._greedy
+    assert greedy is not None
+    before = list(engine.generate(PROMPT, TEN))
+    with monkeypatch.context() as patched:
+        patched.setattr(greedy, "run", lambda *given: ([], 3))
+        with pytest.raises(EngineError, match=r"fails to evaluate 1 tokens \(code 3\)"):
+            list(engine.generate(PROMPT, TEN))
+    assert list(engine.generate(PROMPT, TEN)) == before
+
+
 @pytest.mark.parametrize("reads", [0, 1, 3])
 def test_no_more_than_two_tokens_are_made_before_they_are_wanted(
     engine: GgufEngine, reads: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Or two groups of tokens, where those come within a moment."""
     made = []
-    advance = engine._model.advance
+    advance, greedily = engine._model.advance, engine._model.advance_greedily
+    monkeypatch.setattr(decoding, "MOMENT", 1e-9)
     monkeypatch.setattr(engine._model, "advance", lambda token: made.append(token) or advance(token))
+
+    def slowly(token: int, most: int, seconds: float) -> list[Any]:
+        found = greedily(token, most, seconds)
+        made.extend(found)
+        return found
+
+    monkeypatch.setattr(engine._model, "advance_greedily", slowly)
     generation = engine.generate(PROMPT, TEN)
     for _ in range(reads):
         next(generation)
     time.sleep(0.1)
-    assert len(made) <= reads + 1
+    assert max(0, reads - 1) <= len(made) <= reads + 1
     assert len(list(generation)) == 10 - reads
 
 

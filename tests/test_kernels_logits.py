@@ -35,7 +35,7 @@ ROWS = arrays.arrays(
 
 def figures(kernel: logits.Kernel, row: NDArray[np.float32]) -> tuple[int, float, float, float, float]:
     row = np.ascontiguousarray(row, np.float32)
-    result = logits._Figures()
+    result = logits.Figures()
     assert kernel(row.ctypes.data_as(ctypes.POINTER(ctypes.c_float)), row.size, result) == 0
     return result.best, result.max, result.second, result.logsumexp, result.entropy
 
@@ -90,7 +90,7 @@ def test_logits_that_are_no_numbers_are_an_error(value: float, place: int) -> No
     with pytest.raises(ValueError, match="NaN"):
         measure(row)
     for kernel in (logits.with_numpy, *KERNELS.values()):
-        assert kernel(row.ctypes.data_as(ctypes.POINTER(ctypes.c_float)), row.size, logits._Figures()) == 2
+        assert kernel(row.ctypes.data_as(ctypes.POINTER(ctypes.c_float)), row.size, logits.Figures()) == 2
 
 
 def test_rows_without_any_probability_are_an_error() -> None:

@@ -9,11 +9,13 @@ or cancelling: an answer may end at any token, and nothing has to be undone.
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from .draft_length import DraftLength
+from .handover import MOMENT
 from .llama import LlamaModel
 from .llama_sampler import Sampler
 from .prompt_lookup import PromptLookup
@@ -83,8 +85,9 @@ class Speculation:
 class Decoding:
     """An answer behind the prompt that `model` has evaluated; `speculation` is None without drafts.
 
-    When a token has been given, `seen` is what it was chosen behind, as in plain decoding. The memory may hold more
-    until `end`, which is to be called last and told how many of them were wanted.
+    When a token has been given, `seen` is what it was chosen behind, or begins with that: without drafts greedy
+    tokens are chosen in groups, those of a moment. The memory may hold more until `end`, which is to be called last
+    and told how many tokens were wanted.
     """
 
     def __init__(
@@ -97,18 +100,25 @@ class Decoding:
         self._last: LogitsFigures | None = None
         self._draft: list[int] = []  # in the memory, behind `seen`
         self._alone = False  # whether the row of the last token seen was made by it alone
+        self._ahead: deque[LogitsFigures] = deque()  # those of tokens that were chosen beyond the last one given
         self.drafted = self.accepted = 0
+
+    @property
+    def at_hand(self) -> bool:
+        """Whether the next token has been chosen already."""
+        return bool(self._ahead)
 
     def next(self, most: int) -> LogitsFigures:
         """The next token, as `chosen`, with its figures; at most so many may come, this one included."""
         last, speculation = self._last, self._speculation
-        if last is None:
+        if self._ahead:
+            figures = self._ahead.popleft()
+        elif last is None:
             if speculation is not None:
                 speculation.lengths.begin()
             figures = self._sampler.choose()
         elif speculation is None:
-            self._model.advance(last.chosen)
-            figures = self._sampler.choose()
+            figures = self._plain(last.chosen, most)
         else:
             figures = self._behind(last, most, speculation.lengths, speculation.trust)
         self._last = figures
@@ -117,9 +127,18 @@ class Decoding:
     def end(self, given: int) -> None:
         """Forget what was evaluated, but for the tokens that were given; the last of these was not."""
         length = self._start + max(0, given - 1)
+        self._ahead.clear()
         if self._draft or length < len(self._model.seen):
             self._draft = []
             self._model.cut(length)
+
+    def _plain(self, token: int, most: int) -> LogitsFigures:
+        if self._sampler.greedy and self._model.forgets:
+            self._ahead += self._model.advance_greedily(token, most, MOMENT)
+        if self._ahead:
+            return self._ahead.popleft()
+        self._model.advance(token)
+        return self._sampler.choose()
 
     def _behind(self, last: LogitsFigures, most: int, lengths: DraftLength, trust: Trust) -> LogitsFigures:
         """The token behind the last one, which a batch has evaluated already, or which is evaluated now."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -284,7 +285,7 @@ class GgufEngine:
         self, answer: Decoding, options: GenerateOptions, cancel: Event
     ) -> Generator[Token, None, tuple[FinishReason, int, _Made]]:
         """The tokens of an answer; why it ended, how many they are, and what the last of them says."""
-        produced, last = 0, _NOTHING
+        produced, last, group = 0, _NOTHING, deque[_Made]()
         # What cannot be forgotten is not made before it is wanted.
         ahead = Ahead(self._submit, self._maker(answer, options), most=int(self._model.forgets))
         try:
@@ -292,7 +293,9 @@ class GgufEngine:
                 if cancel.is_set():
                     return "cancelled", produced, last
                 self._check_open()
-                last = ahead.get()
+                if not group:
+                    group.extend(ahead.get())
+                last = group.popleft()
                 produced += 1
                 yield last.token
             return last.reason, produced, last
@@ -300,14 +303,13 @@ class GgufEngine:
             ahead.stop()
             self._settle(answer, produced)
 
-    def _maker(self, answer: Decoding, options: GenerateOptions) -> Callable[[], tuple[_Made, bool]]:
-        """What makes the next token, and says whether another follows."""
+    def _maker(self, answer: Decoding, options: GenerateOptions) -> Callable[[], tuple[list[_Made], bool]]:
+        """What makes the next token, with those that come at once, and says whether another follows."""
         stream, model = TextStream(options.stop), self._model
         produced, seconds = 0, 0.0
 
-        def make() -> tuple[_Made, bool]:
+        def one() -> _Made:
             nonlocal produced, seconds
-            self._check_open()
             started = time.perf_counter()
             figures = answer.next(options.max_tokens - produced)
             ended = model.is_end(figures.chosen)
@@ -319,7 +321,14 @@ class GgufEngine:
             text += stream.finish() if reason else ""
             token = Token(figures.chosen, text, figures.logprob, figures.entropy, figures.margin)
             seconds += time.perf_counter() - started
-            return _Made(token, reason, seconds, answer.drafted, answer.accepted), reason is None
+            return _Made(token, reason, seconds, answer.drafted, answer.accepted)
+
+        def make() -> tuple[list[_Made], bool]:
+            self._check_open()
+            group = [one()]
+            while group[-1].reason is None and answer.at_hand:
+                group.append(one())
+            return group, group[-1].reason is None
 
         return make
 

@@ -13,15 +13,18 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..errors import EngineError
-from ..kernel_faces import flag
+from ..kernel_faces import flag, greedy
 from .llama_library import complaint, complaints, library
 from .llama_state import State, copy_state, describe_setup, restore_state
 from .native_thread import NativeThread
 from .profile import DEFAULT, Tuning
 from .threads import DRAFT, ThreadPace
+
+if TYPE_CHECKING:
+    from kernels.logits import LogitsFigures
 
 _ABORTED = 2  # what llama_decode returns then
 _SPECIAL = 1 << 0 | 1 << 3  # LLAMA_TOKEN_ATTR_UNKNOWN and _CONTROL: what is parsed as a special token
@@ -92,6 +95,7 @@ class LlamaModel:
         self._stop = flag.Flag()
         self._token = (ctypes.c_int32 * 1)()
         self._single = lib.llama_batch(n_tokens=1, token=self._token)
+        self._greedy = greedy.open_greedy(lib)
         self._place = -1  # of the last token seen among those evaluated together
         # Recurrent memories hold no single token that could be forgotten.
         self.forgets = not (lib.llama_model_is_recurrent(model) or lib.llama_model_is_hybrid(model))
@@ -277,6 +281,28 @@ class LlamaModel:
         self._place = 0 if draft else -1
         self.seen.append(token)  # not before: `seen` may lack what the memory holds, never the reverse
 
+    def advance_greedily(self, token: int, most: int, seconds: float) -> list[LogitsFigures]:
+        """Evaluate `token`, then what is likeliest behind it, and so on; what the row behind each says.
+
+        At most `most` tokens, as many as may take `seconds` and one at least; a token that ends a text is not
+        evaluated. Empty where only `advance` can do it. Only for the thread that computes.
+        """
+        pace = self._pace
+        if self._greedy is None or (pace and pace.unsure and self.forgets):
+            return []
+        self._set_threads(pace.threads if pace else self._settings.n_threads)
+        try:
+            steps, code = self._greedy.run(self._context, self.vocabulary, self.size, token, most, seconds)
+        except ValueError as error:
+            raise EngineError(f"the model fails: {error}", hint="its file may be damaged") from error
+        self._check(code, 1)
+        self._place = -1
+        self.seen += [token, *(figures.chosen for figures, _ in steps[:-1])]
+        if pace:
+            for _, took in steps:
+                pace.took(took)
+        return [figures for figures, _ in steps]
+
     def submit(self, job: Callable[[], object]) -> None:
         """Run `job`, which must not raise, on the thread that computes; only it uses the model until `settle`."""
         self._thread.submit(job)
@@ -325,17 +351,25 @@ class LlamaModel:
         if pace and not code:
             took = pace.took if batch.n_tokens == 1 else pace.passed
             took(time.perf_counter() - started)
-        if code and code != _ABORTED:
-            self._lib.llama_memory_clear(self._memory, True)
-            self.seen.clear()
-            raise EngineError(f"llama.cpp fails to evaluate {batch.n_tokens} tokens (code {code}): {complaint()}")
+        if code != _ABORTED:
+            self._check(code, batch.n_tokens)
         return not code
 
+    def _check(self, code: int, tokens: int) -> None:
+        """Raise `EngineError` for a code of llama.cpp's that is none of success."""
+        if code:
+            self._lib.llama_memory_clear(self._memory, True)
+            self.seen.clear()
+            raise EngineError(f"llama.cpp fails to evaluate {tokens} tokens (code {code}): {complaint()}")
+
     def _compute(self, batch: Any, threads: int) -> int:
+        self._set_threads(threads)
+        return int(self._lib.llama_decode(self._context, batch))
+
+    def _set_threads(self, threads: int) -> None:
         if threads != self._running:
             self._lib.llama_set_n_threads(self._context, threads, threads)
             self._running = threads
-        return int(self._lib.llama_decode(self._context, batch))
 
     def row(self) -> Any:
         """The logits behind the last token seen: a pointer to `size` floats, good until the next evaluation."""
