@@ -30,7 +30,8 @@ typedef struct {
     int32_t (*decode)(void *context, llama_batch batch);
     float *(*row)(void *context, int32_t place);
     bool (*is_end)(const void *vocabulary, int32_t token);
-    int32_t size; /* of the vocabulary: floats in a row */
+    int32_t size;               /* of the vocabulary: floats in a row */
+    int32_t sequence, position; /* of the first token; at -1 it follows what the context's one sequence holds */
 } edge_greedy_model;
 
 typedef struct {
@@ -61,17 +62,23 @@ static double now(void) {
  * were written; fewer than were evaluated only where `end` tells of a failure. */
 EDGE_API int32_t edge_greedy(const edge_greedy_model *model, int32_t token, int32_t most, double seconds,
                              edge_greedy_step *steps, edge_greedy_end *end) {
+    int32_t one = 1, sequence = model->sequence, position = model->position, *sequences = &sequence;
+    int8_t wanted = 1;
+    llama_batch batch = {.n_tokens = 1, .token = &token};
+    if (position >= 0)
+        batch = (llama_batch){1, &token, NULL, &position, &one, &sequences, &wanted};
     double started = now();
     end->decode = end->logits = 0;
     for (int32_t done = 0; done < most;) {
         double before = now();
-        end->decode = model->decode(model->context, (llama_batch){.n_tokens = 1, .token = &token});
+        end->decode = model->decode(model->context, batch);
         if (end->decode) return done;
-        double after = now();
         const float *row = model->row(model->context, -1);
+        double after = now(); /* a GPU has computed only now */
         end->logits = row ? edge_logits(row, (size_t)model->size, &steps[done].figures) : EDGE_BAD_COUNT;
         if (end->logits) return done;
         steps[done].seconds = after - before;
+        position++;
         token = steps[done++].figures.best;
         if (model->is_end(model->vocabulary, token) || after + (after - before) > started + seconds) return done;
     }

@@ -27,6 +27,8 @@ class _Model(ctypes.Structure):
         ("row", ctypes.c_void_p),
         ("is_end", ctypes.c_void_p),
         ("size", ctypes.c_int32),
+        ("sequence", ctypes.c_int32),
+        ("position", ctypes.c_int32),
     )
 
 
@@ -52,31 +54,40 @@ class Greedy:
         self._functions = [ctypes.cast(each, ctypes.c_void_p) for each in functions]
 
     def run(
-        self, context: Any, vocabulary: Any, size: int, token: int, most: int, seconds: float
+        self,
+        context: Any,
+        vocabulary: Any,
+        size: int,
+        token: int,
+        most: int,
+        seconds: float,
+        place: tuple[int, int] = (0, -1),
     ) -> tuple[list[tuple[LogitsFigures, float]], int]:
         """Evaluate `token`, then what is likeliest behind it: `most` tokens at most, as many as may take `seconds`.
 
         For each what its row of `size` floats says, and how many seconds the evaluation took; the last token that
-        is chosen has not been evaluated. And what llama.cpp returned last: anything but 0 is its failure. Raises
-        `ValueError` for logits that are none.
+        is chosen has not been evaluated. And 0, or what llama.cpp returned of the evaluation behind them, which
+        failed: the memory may hold more than is told then. -1 stands for a row that is none; raises `ValueError`
+        where the first one is. `place` is the sequence and the position of `token` in a context of several.
         """
-        model, end = _Model(context, vocabulary, *self._functions, size), self._end
+        model, end = _Model(context, vocabulary, *self._functions, size, *place), self._end
         count = self._kernel(model, token, min(most, MOST), seconds, self._steps, end)
-        if end.logits:
+        if end.logits and not count:
             raise ValueError(FAILURES[end.logits])
-        steps = self._steps[:count]
-        return [(figures_of(it.figures, it.figures.best, it.figures.max), it.seconds) for it in steps], int(
-            end.decode
-        )
+        steps = [(step.figures, step.seconds) for step in self._steps[:count]]
+        found = [(figures_of(figures, figures.best, figures.max), took) for figures, took in steps]
+        return found, -1 if end.logits else int(end.decode)
 
 
 def open_greedy(lib: Any) -> Greedy | None:
     """For llama-cpp-python's low-level module; None where that cannot be."""
     kernel = load("edge_greedy")
     batch = lib.llama_batch
-    if kernel is None or tuple(name for name, *_ in batch._fields_) != _BATCH:
+    pointer = ctypes.sizeof(ctypes.c_void_p)
+    laid_out = [(name, getattr(batch, name).offset) for name, *_ in batch._fields_]
+    if kernel is None or laid_out != [(name, pointer * at) for at, name in enumerate(_BATCH)]:
         return None
-    if ctypes.sizeof(batch) != 7 * ctypes.sizeof(ctypes.c_void_p):
+    if (batch.n_tokens.size, ctypes.sizeof(batch)) != (4, 7 * pointer):
         return None
     kernel.argtypes = (
         ctypes.POINTER(_Model),

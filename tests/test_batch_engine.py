@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from threading import Event
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -41,7 +42,12 @@ from edge_sdk.errors import (
 )
 from edge_sdk.model_files.gguf_header import read_header
 from edge_sdk.records import GenerateOptions, Message, Token
+from kernels import library
 from kernels.logits import LogitsFigures
+
+needs_c = pytest.mark.skipif(
+    library.load("edge_greedy") is None, reason="the C kernels are not built; `make install` does where it can"
+)
 
 SYSTEM = "the rhine flows through basel and on to the sea; "
 PROMPTS = tuple(f"{SYSTEM}{end}" for end in ("a comet", "the hat", "an inn", "", "and the rain " * 9, "a"))
@@ -272,6 +278,34 @@ def test_more_than_the_cells_hold_wait_for_room(tiny: Path) -> None:
 # --- fairness ---------------------------------------------------------------------------------------
 
 
+@needs_c
+@pytest.mark.parametrize("stop", [(), ("a",), (" t", "he")])
+def test_an_answer_that_is_alone_comes_in_groups_and_says_the_same(
+    engine: BatchEngine, stop: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options, sizes = GenerateOptions(max_tokens=60, stop=stop), list[int]()
+    context = engine._worker._context
+    ids(engine.generate(SYSTEM, TEN))  # what begins like it is in the memory from now on
+    greedily = context.advance_greedily
+
+    def counted(*given: Any) -> Any:
+        found = greedily(*given)
+        sizes.append(len(found))
+        return found
+
+    monkeypatch.setattr(context, "advance_greedily", counted)
+    grouped = engine.generate(SYSTEM, options)
+    tokens = list(grouped)
+    assert max(sizes) > 1
+    monkeypatch.setattr(engine._worker._model, "_greedy", None)
+    single = engine.generate(SYSTEM, options)
+    assert [(token.id, token.text) for token in tokens] == [(token.id, token.text) for token in single]
+    assert grouped.result.finish_reason == single.result.finish_reason
+    assert ids(engine.generate(SYSTEM, options)) == [
+        token.id for token in tokens
+    ]  # behind what the groups have left
+
+
 def test_answers_get_their_tokens_in_step_and_prompts_come_in_parts(
     engine: BatchEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -279,6 +313,7 @@ def test_answers_get_their_tokens_in_step_and_prompts_come_in_parts(
     batches: list[dict[int, int]] = [{}]
     asked = Event()
     context = engine._worker._context
+    engine._worker._model._greedy = None  # what is alone would come in groups
     add, compute = context.add, context.compute
 
     def noted(sequence: int, start: int, tokens: np.ndarray, *, wanted: bool) -> int:
@@ -478,6 +513,8 @@ def test_what_cannot_be_answered_is_refused_before_any_work(engine: BatchEngine)
 
 def test_an_error_belongs_to_its_own_generation(engine: BatchEngine, monkeypatch: pytest.MonkeyPatch) -> None:
     class Failing(Sampler):
+        greedy = False  # type: ignore[assignment]
+
         def __init__(self, model: LlamaModel, options: GenerateOptions, prompt: list[int]) -> None:
             super().__init__(model, options, prompt)
             self.left = 5 if options.seed == 1 else -1
@@ -605,6 +642,7 @@ def test_200_cancels_at_random_points_free_their_place_within_a_second(smollm2_p
 def test_fewer_threads_compute_where_two_wait_for_each_other(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with BatchEngine.open(tiny, context=16_384, sequences=2, threads=2) as opened:
         context, now, ran = opened._worker._context, [0.0], list[int]()
+        opened._worker._model._greedy = None  # that has a clock of its own
 
         def beside_a_busy_process() -> float:
             ran.append(context._running)

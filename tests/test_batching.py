@@ -173,6 +173,39 @@ def finished(running: Batching[Asked], steps: int = 1_000) -> int:
 PROMPTS = st.lists(st.integers(0, 1), min_size=1, max_size=9)
 
 
+def in_a_group(context: Context, count: int) -> Callable[[int, int, int, int], list[int]]:
+    """Evaluates a token and up to `count` in all that follow; it does not know where an answer ends."""
+
+    def evaluate(sequence: int, position: int, token: int, most: int) -> list[int]:
+        found: list[int] = []
+        while len(found) < min(count, most):
+            place = context.add(sequence, position + len(found), np.array([token], np.int32), wanted=True)
+            assert context.evaluate(lambda: False)
+            token = context.row(place)
+            found.append(token)
+        return found
+
+    return evaluate
+
+
+def test_the_tokens_of_an_answer_that_is_alone_may_come_in_groups() -> None:
+    for context in (Context(100, 2, 16), Apart(100, 2, 16)):
+        running, groups = batching(context), 0
+        first, second = asked([1, 2, 3], 20), asked([1, 2, 4], 20)
+        running.add(first)
+        while running.pending:
+            size = running.follow(in_a_group(context, 4), Asked.next) or running.step()
+            groups += size == 4
+            if groups == 2 and second.made == []:
+                running.add(second)
+                assert running.follow(in_a_group(context, 4), Asked.next) == 0, "another waits"
+                while not second.made:
+                    running.step()
+                assert running.follow(in_a_group(context, 4), Asked.next) == 0, "two are under way"
+        assert (first.made, second.made) == (first.expected(), second.expected())
+        assert groups > 2
+
+
 @pytest.mark.parametrize("apart", [False, True])
 @given(data=st.data())
 @settings(max_examples=80, deadline=None)
@@ -198,6 +231,8 @@ def test_any_schedule_gives_the_answers_of_one_after_the_other(data: st.DataObje
             dropped.add(gone)
             running.drop(everyone[gone])
         interrupted = data.draw(st.integers(0, 5)) == 0
+        if data.draw(st.booleans()):
+            running.follow(in_a_group(context, data.draw(st.integers(0, 5))), Asked.next)
         before = {each: len(each.made) for each in log if each.made and not each.ended}
         done = running.step(lambda: interrupted, data.draw(st.integers(1, 12)))  # noqa: B023
         for each, count in before.items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import json
 import os
@@ -674,7 +675,7 @@ def test_tokens_that_come_in_groups_are_those_that_come_one_by_one(
     greedy = engine._model._greedy
     assert greedy is not None
     run = greedy.run
-    list(engine.generate(PROMPT, TEN))  # now it is known what a token takes on one thread
+    list(engine.generate(PROMPT, TEN))  # from now on the prompt is in the memory
 
     def counted(*given: Any) -> Any:
         steps, code = run(*given)
@@ -692,17 +693,48 @@ def test_tokens_that_come_in_groups_are_those_that_come_one_by_one(
 
 
 @needs_c
-def test_a_group_that_fails_is_an_error_and_the_engine_goes_on(
-    engine: GgufEngine, monkeypatch: pytest.MonkeyPatch
+def test_groups_are_paced(tiny: Path) -> None:
+    long = GenerateOptions(max_tokens=200)
+    with GgufEngine.open(tiny, context=512, threads=1) as one:
+        expected = ids(one.generate(PROMPT, long))
+    with GgufEngine.open(tiny, context=512, threads=2) as opened:
+        assert opened._model._greedy is not None and opened._model._pace is not None
+        assert ids(opened.generate(PROMPT, long)) == expected
+        assert not opened._model._pace.unsure  # it was tried what a token takes on one thread
+
+
+@needs_c
+@pytest.mark.parametrize(("behind", "what"), [(0, "code 3"), (7, "code 3"), (0, "NaN"), (7, "NaN")])
+def test_what_fails_within_a_group_fails_there_and_the_engine_goes_on(
+    engine: GgufEngine, behind: int, what: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    greedy = engine._model._greedy
+    """The function of llama.cpp that is called is one of ours, which fails behind so many tokens of the group."""
+    lib, greedy, calls = engine._model._lib, engine._model._greedy, list[int]()
     assert greedy is not None
-    before = list(engine.generate(PROMPT, TEN))
+    before = ids(engine.generate(PROMPT, GenerateOptions(max_tokens=20)))
+    bad = np.full(engine._model.size, np.nan, np.float32)
+
+    def decode(context: int, batch: Any) -> int:
+        calls.append(1)
+        return 3 if len(calls) > behind else int(lib.llama_decode(context, batch))
+
+    def row(context: int, place: int) -> int:
+        calls.append(1)
+        right = ctypes.cast(lib.llama_get_logits_ith(context, place), ctypes.c_void_p).value
+        return bad.ctypes.data if len(calls) > behind else right or 0
+
+    if what == "NaN":
+        at, ours = 1, ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int32)(row)
+    else:
+        at, ours = 0, ctypes.CFUNCTYPE(ctypes.c_int32, ctypes.c_void_p, lib.llama_batch)(decode)
+    functions, given = [*greedy._functions], list[int]()
+    functions[at] = ctypes.cast(ours, ctypes.c_void_p)
     with monkeypatch.context() as patched:
-        patched.setattr(greedy, "run", lambda *given: ([], 3))
-        with pytest.raises(EngineError, match=r"fails to evaluate 1 tokens \(code 3\)"):
-            list(engine.generate(PROMPT, TEN))
-    assert list(engine.generate(PROMPT, TEN)) == before
+        patched.setattr(greedy, "_functions", functions)
+        with pytest.raises(EngineError, match=what):
+            given += (token.id for token in engine.generate(PROMPT, GenerateOptions(max_tokens=20)))
+    assert given == before[: 1 + behind]
+    assert ids(engine.generate(PROMPT, GenerateOptions(max_tokens=20))) == before
 
 
 @pytest.mark.parametrize("reads", [0, 1, 3])

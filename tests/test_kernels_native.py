@@ -69,9 +69,10 @@ def test_the_check_notices_a_wrong_kernel(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("processor", "expected"),
     [
-        ("cortex-a53", {"scan 1", "scan 8", "bert portable", "bert neon", "logits"}),
-        ("max", {"scan 1", "scan 8", "scan 16", "bert portable", "bert neon", "bert neon-dotprod", "logits"}),
+        ("cortex-a53", {"scan 1", "scan 8", "bert portable", "bert neon"}),
+        ("max", {"scan 1", "scan 8", "scan 16", "bert portable", "bert neon", "bert neon-dotprod"}),
     ],
 )
 def test_the_paths_of_arm_agree_with_the_reference(tmp_path: Path, processor: str, expected: set[str]) -> None:
-    assert paths(tmp_path, ARM_COMPILER, "-static", "-O3", runner=(ARM_EMULATOR, "-cpu", processor)) == expected
+    found = paths(tmp_path, ARM_COMPILER, "-static", "-O3", runner=(ARM_EMULATOR, "-cpu", processor))
+    assert found == {*expected, "logits", "greedy"}

@@ -130,6 +130,36 @@ def test_all_steps_together_are_never_much_slower_than_one_thread(
     assert changes <= 4 + steps / 4  # no flapping
 
 
+def spent_in_groups(pace: ThreadPace, steps: int, machine: Callable[[int], float], moment: float = 0.02) -> float:
+    """As `spent`, where the steps that come within a moment are taken on one number of threads."""
+    total, done = 0.0, 0
+    while done < steps:
+        if pace.unsure:
+            total += spent(pace, 1, machine)[0]
+            done += 1
+            continue
+        threads, times = pace.threads, list[float]()
+        while not times or sum(times) + times[-1] <= moment:
+            times.append(machine(threads))
+        pace.took_together(times)
+        total, done = total + sum(times), done + len(times)
+    return total
+
+
+@pytest.mark.parametrize("most", [2, 4, 8])
+@pytest.mark.parametrize("quick", [1, 4, 15])
+@pytest.mark.parametrize("slow", [2.0, 8.0])
+def test_steps_in_groups_leave_a_number_of_threads_that_does_not_pay(most: int, quick: int, slow: float) -> None:
+    def machine(threads: int) -> float:
+        return beside_a_busy_process(threads, most, slow) / quick
+
+    pace = ThreadPace(most)
+    spent_in_groups(pace, 200 * quick, machine)
+    assert spent_in_groups(pace, 4000, machine) <= 1.5 * 4000 * ONE / quick
+    spent_in_groups(pace, 4000, lambda threads: alone(threads) / quick)
+    assert pace.threads == most
+
+
 def test_time_that_passes_with_prompts_brings_the_next_attempt_nearer() -> None:
     patient, answering = ThreadPace(2), ThreadPace(2)
     for pace in (patient, answering):

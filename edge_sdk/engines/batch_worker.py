@@ -11,7 +11,7 @@ import time
 from contextlib import suppress
 from queue import Empty, SimpleQueue
 from threading import Event
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -24,6 +24,9 @@ from .llama import LlamaModel
 from .llama_sampler import Sampler
 from .prompt_tokens import PromptTokens
 from .sequences import SequenceContext, SequenceModel
+
+if TYPE_CHECKING:
+    from kernels.logits import LogitsFigures
 
 _STALL = 0.1  # seconds that an answer may have to wait for the prompts of others in its batch
 _LEAST_PART = 32  # tokens of a prompt; with fewer the weights are read too often
@@ -59,7 +62,22 @@ class Asked:
             return None
         try:
             figures = self._sampler.choose(row)
-            chosen = figures.chosen
+        except Exception as error:
+            self.end(error)
+            return None
+        return self.take(figures)
+
+    @property
+    def greedy(self) -> bool:
+        """Whether the best token is always the one chosen."""
+        return self._sampler.greedy
+
+    def take(self, figures: LogitsFigures) -> int | None:
+        """`next` for what was chosen."""
+        if self.over:
+            return None
+        chosen = figures.chosen
+        try:
             ended = self._model.is_end(chosen)
             text = self._stream.push(b"" if ended else self._model.piece(chosen))
         except Exception as error:
@@ -174,13 +192,23 @@ class BatchWorker:
             return
         started = time.perf_counter()
         try:
-            tokens = self.batching.step(prompts=self._prompt_tokens())
+            tokens = self._follow() or self.batching.step(prompts=self._prompt_tokens())
         except EngineError as error:
             for asked in self.batching.clear():
                 asked.end(error)
         else:
             if tokens and tokens >= _LEAST_PART:
                 self._seconds = (time.perf_counter() - started) / tokens
+
+    def _follow(self) -> int:
+        """Several tokens of a greedy answer that is alone; how many."""
+        if len(self._asked) > 1 or not self._asked[0].greedy:
+            return 0
+
+        def evaluate(sequence: int, position: int, token: int, most: int) -> list[LogitsFigures]:
+            return self._context.advance_greedily(sequence, position, token, most, MOMENT)
+
+        return self.batching.follow(evaluate, Asked.take)
 
     def _end_unwanted(self) -> None:
         for asked in self._asked:

@@ -8,7 +8,7 @@ Knows nothing of text, of how a token is chosen, or of threads.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
@@ -37,6 +37,7 @@ class Answer(Protocol):
 
 
 A = TypeVar("A", bound=Answer)
+T = TypeVar("T")
 
 
 class Batching(Generic[A]):
@@ -114,14 +115,41 @@ class Batching(Generic[A]):
                 self._choose(held)
         return size
 
+    def follow(
+        self, evaluate: Callable[[int, int, int, int], Sequence[T]], take: Callable[[A, T], int | None]
+    ) -> int:
+        """Several tokens of the one answer under way, where no other is or waits; the number of those evaluated.
+
+        `evaluate` is given its sequence, the position of its last token and that token, and how many may come. It
+        evaluates that token and some of those that it chooses behind it, and returns what it found behind each;
+        `take` is to that what `Answer.next` is to logits. 0 where there is something for `step` to do.
+        """
+        if len(self._running) != 1 or self._waiting or self._running[0].prefilling:
+            return 0
+        (held,) = self._running
+        held.added = 1
+        last = int(held.tokens[held.evaluated])
+        found = evaluate(held.sequence, held.evaluated, last, len(held.tokens) - held.known)
+        held.added = 0
+        for each in found:
+            held.evaluated += 1
+            if not self._add(held, take(held.answer, each)):
+                self._context.cut(held.sequence, held.evaluated)  # what was evaluated beyond its end
+                break
+        return len(found)
+
     def _choose(self, held: Held) -> None:
         assert held.answer
-        token = held.answer.next(self._context.row(held.place))
+        self._add(held, held.answer.next(self._context.row(held.place)))
+
+    def _add(self, held: Held, token: int | None) -> bool:
+        """Whether the answer goes on, with a token that was chosen."""
         if token is None:
             self._end(held)
-        else:
-            held.tokens[held.known] = token
-            held.known += 1
+            return False
+        held.tokens[held.known] = token
+        held.known += 1
+        return True
 
     # --- what is evaluated ------------------------------------------------------------------------------
 

@@ -182,7 +182,8 @@ class GgufEngine:
         tokens = self._prompts.fitting(prompt, options.max_tokens, self.context)
         with self._inside():
             sampler = Sampler(self._model, options, tokens)
-        return Generation(self._run(tokens, options, sampler, cancel or Event()))
+        group = deque[_Made]()  # tokens that came together and are still to be read
+        return Generation(self._run(tokens, options, sampler, cancel or Event(), group), lambda: bool(group))
 
     def close(self) -> None:
         """Free the model; a running generation ends with `EngineError`. Again does nothing."""
@@ -225,7 +226,12 @@ class GgufEngine:
             raise EngineError(f"{self._name} is closed")
 
     def _run(
-        self, prompt: list[int], options: GenerateOptions, sampler: Sampler, cancel: Event
+        self,
+        prompt: list[int],
+        options: GenerateOptions,
+        sampler: Sampler,
+        cancel: Event,
+        group: deque[_Made],
     ) -> Generator[Token, None, GenerationResult]:
         with self._alone(), self._kept_after():
             started = time.perf_counter()
@@ -242,7 +248,7 @@ class GgufEngine:
             if not complete:
                 return GenerationResult("cancelled", len(prompt), cached, 0, prefilling * 1e3, 0.0)
             answer = Decoding(self._model, sampler, prompt, self._speculation if sampler.greedy else None)
-            reason, produced, last = yield from self._decode(answer, options, cancel)
+            reason, produced, last = yield from self._decode(answer, options, cancel, group)
             return GenerationResult(
                 reason,
                 len(prompt),
@@ -282,10 +288,10 @@ class GgufEngine:
         return state_key(self.fingerprint, self._template_source, self._model.setup)
 
     def _decode(
-        self, answer: Decoding, options: GenerateOptions, cancel: Event
+        self, answer: Decoding, options: GenerateOptions, cancel: Event, group: deque[_Made]
     ) -> Generator[Token, None, tuple[FinishReason, int, _Made]]:
-        """The tokens of an answer; why it ended, how many they are, and what the last of them says."""
-        produced, last, group = 0, _NOTHING, deque[_Made]()
+        """The tokens of an answer, through `group`; why it ended, how many they are, what the last of them says."""
+        produced, last = 0, _NOTHING
         # What cannot be forgotten is not made before it is wanted.
         ahead = Ahead(self._submit, self._maker(answer, options), most=int(self._model.forgets))
         try:

@@ -285,23 +285,35 @@ class LlamaModel:
         """Evaluate `token`, then what is likeliest behind it, and so on; what the row behind each says.
 
         At most `most` tokens, as many as may take `seconds` and one at least; a token that ends a text is not
-        evaluated. Empty where only `advance` can do it. Only for the thread that computes.
+        evaluated. Empty where only `advance` can do it. Only for the thread that computes, and for a model that
+        forgets.
         """
         pace = self._pace
-        if self._greedy is None or (pace and pace.unsure and self.forgets):
+        if pace and pace.unsure:
             return []
         self._set_threads(pace.threads if pace else self._settings.n_threads)
-        try:
-            steps, code = self._greedy.run(self._context, self.vocabulary, self.size, token, most, seconds)
-        except ValueError as error:
-            raise EngineError(f"the model fails: {error}", hint="its file may be damaged") from error
-        self._check(code, 1)
+        steps, code = self.run_greedily(self._context, token, most, seconds)
+        if not steps:
+            self._check(code, 1)
+            return []
         self._place = -1
         self.seen += [token, *(figures.chosen for figures, _ in steps[:-1])]
+        if code:  # the next evaluation fails, too, and says so
+            self._lib.llama_memory_seq_rm(self._memory, 0, len(self.seen), -1)
         if pace:
-            for _, took in steps:
-                pace.took(took)
+            pace.took_together(took for _, took in steps)
         return [figures for figures, _ in steps]
+
+    def run_greedily(
+        self, context: Any, token: int, most: int, seconds: float, place: tuple[int, int] = (0, -1)
+    ) -> tuple[list[tuple[LogitsFigures, float]], int]:
+        """`Greedy.run` in a context of this model; nothing is done where that cannot be."""
+        if self._greedy is None:
+            return [], 0
+        try:
+            return self._greedy.run(context, self.vocabulary, self.size, token, most, seconds, place)
+        except ValueError as error:
+            raise EngineError(f"the model fails: {error}", hint="its file may be damaged") from error
 
     def submit(self, job: Callable[[], object]) -> None:
         """Run `job`, which must not raise, on the thread that computes; only it uses the model until `settle`."""

@@ -13,7 +13,7 @@ import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +22,9 @@ from ..errors import EngineError
 from .llama import LlamaModel, set_adapter
 from .profile import Tuning
 from .threads import DRAFT, ThreadPace
+
+if TYPE_CHECKING:
+    from kernels.logits import LogitsFigures
 
 _ABORTED = 2  # what llama_decode returns then
 _SMALLEST = 32  # cells of the context that comes with the model and computes nothing
@@ -181,14 +184,40 @@ class SequenceContext:
         finally:
             self._struct.n_tokens = 0
 
+    def advance_greedily(
+        self, sequence: int, position: int, token: int, most: int, seconds: float
+    ) -> list[LogitsFigures]:
+        """`LlamaModel.advance_greedily` for a sequence of which nothing else is to be evaluated.
+
+        Fewer than one token where it is stopped. On the thread that computes.
+        """
+        model, pace = self._model, self._paces.setdefault(1, ThreadPace(self._model.most_threads))
+        if pace.unsure:
+            return []
+        model._stop.set(False)
+        self._set_threads(pace.threads)
+        steps, code = model.run_greedily(self._context, token, most, seconds, (sequence, position))
+        if code:
+            if code != _ABORTED and not steps:
+                raise EngineError(f"llama.cpp fails to evaluate 1 tokens (code {code})")
+            self.cut(sequence, position + len(steps))  # what failed behind them fails again, and says so
+        pace.took_together(took for _, took in steps)
+        for each in self._paces.values():
+            if each is not pace:
+                each.passed(sum(took for _, took in steps))
+        return [figures for figures, _ in steps]
+
+    def _set_threads(self, threads: int) -> None:
+        if threads != self._running:
+            self._lib.llama_set_n_threads(self._context, threads, threads)
+            self._running = threads
+
     def _decode(self) -> bool:
         tokens = int(self._struct.n_tokens)
         pace = self._paces.setdefault(tokens, ThreadPace(self._model.most_threads)) if tokens <= DRAFT else None
         # Not with parts of prompts: on many cores that would hold up all answers for long.
         trial = pace is not None and pace.unsure and tokens <= self.sequences
-        if (threads := 1 if trial else pace.threads if pace else self._model.most_threads) != self._running:
-            self._lib.llama_set_n_threads(self._context, threads, threads)
-            self._running = threads
+        self._set_threads(1 if trial else pace.threads if pace else self._model.most_threads)
         started = time.perf_counter()
         code = self._lib.llama_decode(self._context, self._struct)
         if code and code != _ABORTED:

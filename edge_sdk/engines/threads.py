@@ -8,6 +8,7 @@ in, a number of threads comes out. Knows nothing of clocks, processes or llama.c
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterable
 from statistics import median
 
 ALLOWANCE = 1.05
@@ -77,6 +78,13 @@ class ThreadPace:
             if self._waited >= self._wait and self._steps >= _FIRST:
                 self._excess, self._lost = 0.0, max(0.0, self._lost)
                 self._move(self._at - 1)
+
+    def took_together(self, steps: Iterable[float]) -> None:
+        """`took` for steps that followed each other, all of them on `threads` as it was for the first."""
+        threads = self.threads
+        for seconds in steps:
+            took = self.took if self.threads == threads else self.passed
+            took(seconds)
 
     def passed(self, seconds: float) -> None:
         """So much time went by with something else, a prompt for instance: it counts towards the next attempt."""

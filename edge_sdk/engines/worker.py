@@ -156,7 +156,7 @@ class _Served:
             self._runs.pop(number)
 
     def _produce(self, number: int, run: _Run, stopped: list[_Run]) -> None:
-        for each in stopped:  # they leave the engine within a token
+        for each in stopped:  # they leave the engine within a token or a group of them
             if each.thread is not None:
                 each.thread.join()
         last: Message

@@ -10,7 +10,9 @@
 typedef struct {
     int32_t n_tokens;
     int32_t *token;
-    void *others[5];
+    void *embd;
+    int32_t *pos, *n_seq_id, **seq_id;
+    int8_t *logits;
 } llama_batch;
 
 typedef struct {
@@ -19,7 +21,7 @@ typedef struct {
     int32_t (*decode)(void *, llama_batch);
     float *(*row)(void *, int32_t);
     bool (*is_end)(const void *, int32_t);
-    int32_t size;
+    int32_t size, sequence, position;
 } model;
 
 typedef struct {
@@ -38,13 +40,18 @@ enum { SIZE = 37 };
 
 /* Behind token t the likeliest is t + 1. */
 typedef struct {
-    int32_t seen, token, fails_at, bad_at, none_at;
+    int32_t seen, token, fails_at, bad_at, none_at, position;
     float row[SIZE];
 } counter;
 
 static int32_t decode(void *context, llama_batch batch) {
     counter *it = context;
-    EXPECT(batch.n_tokens == 1 && !batch.others[0] && !batch.others[4], "a batch of %d", batch.n_tokens);
+    EXPECT(batch.n_tokens == 1 && !batch.embd, "a batch of %d", batch.n_tokens);
+    if (it->position) {
+        EXPECT(*batch.pos == it->position++ && *batch.n_seq_id == 1 && **batch.seq_id == 3 && *batch.logits, "its place");
+    } else {
+        EXPECT(!batch.pos && !batch.n_seq_id && !batch.seq_id && !batch.logits, "a place");
+    }
     if (it->seen == it->fails_at) return 7;
     it->seen++, it->token = *batch.token;
     return 0;
@@ -62,7 +69,9 @@ static bool is_end(const void *vocabulary, int32_t token) { return token == *(co
 
 static int32_t run(counter *it, int32_t last, int32_t most, double seconds, int32_t end[2]) {
     step steps[SIZE];
-    int32_t count = edge_greedy(&(model){it, &last, decode, row, is_end, SIZE}, 2, most, seconds, steps, end);
+    int32_t position = it->position ? it->position : -1;
+    model it_all = {it, &last, decode, row, is_end, SIZE, 3, position};
+    int32_t count = edge_greedy(&it_all, 2, most, seconds, steps, end);
     for (int32_t at = 0; at < count; at++) {
         edge_logits_figures *found = &steps[at].figures;
         EXPECT(found->best == at + 3 && found->max == 3.0f && found->second == 0.5f, "step %d", at);
@@ -76,6 +85,7 @@ int main(void) {
     int32_t end[2];
     EXPECT(run(&(counter){.fails_at = -1, .bad_at = -1, .none_at = -1}, 0, 9, 60, end) == 9, "nine steps");
     EXPECT(!end[0] && !end[1], "no failure");
+    EXPECT(run(&(counter){.fails_at = -1, .bad_at = -1, .none_at = -1, .position = 17}, 0, 9, 60, end) == 9, "with places");
     EXPECT(run(&(counter){.fails_at = -1, .bad_at = -1, .none_at = -1}, 6, 9, 60, end) == 4, "until the end of the text");
     EXPECT(run(&(counter){.fails_at = -1, .bad_at = -1, .none_at = -1}, 0, 9, -1, end) == 1, "one, however slow");
     EXPECT(run(&(counter){.fails_at = -1, .bad_at = -1, .none_at = -1}, 0, 0, 60, end) == 0, "none");
