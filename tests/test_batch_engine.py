@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import json
 import os
@@ -304,6 +305,57 @@ def test_an_answer_that_is_alone_comes_in_groups_and_says_the_same(
     assert ids(engine.generate(SYSTEM, options)) == [
         token.id for token in tokens
     ]  # behind what the groups have left
+
+
+@needs_c
+@pytest.mark.parametrize(("behind", "what"), [(0, "code 3"), (7, "code 3"), (0, "NaN"), (7, "NaN")])
+def test_what_fails_within_a_group_fails_there_and_nothing_else(
+    engine: BatchEngine, behind: int, what: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The function of llama.cpp that is called is one of ours, which fails behind so many tokens of the group."""
+    lib, greedy, calls = engine._worker._model._lib, engine._worker._model._greedy, list[int]()
+    assert greedy is not None
+    options = GenerateOptions(max_tokens=20)
+    before = ids(engine.generate(SYSTEM, options))
+    bad = np.full(engine._worker._model.size, np.nan, np.float32)
+
+    def decode(context: int, batch: Any) -> int:
+        calls.append(1)
+        return 3 if len(calls) > behind else int(lib.llama_decode(context, batch))
+
+    def row(context: int, place: int) -> int:
+        calls.append(1)
+        right = ctypes.cast(lib.llama_get_logits_ith(context, place), ctypes.c_void_p).value
+        return bad.ctypes.data if len(calls) > behind else right or 0
+
+    functions, given = [*greedy._functions], list[int]()
+    if what == "NaN":
+        ours = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int32)(row)
+    else:
+        ours = ctypes.CFUNCTYPE(ctypes.c_int32, ctypes.c_void_p, lib.llama_batch)(decode)
+    functions[what == "NaN"] = ctypes.cast(ours, ctypes.c_void_p)
+    with monkeypatch.context() as patched:
+        patched.setattr(greedy, "_functions", functions)
+        with pytest.raises(EngineError, match=what):
+            given += (token.id for token in engine.generate(SYSTEM, options))
+    assert given == before[: 1 + behind]
+    assert ids(engine.generate(SYSTEM, options)) == before
+
+
+@needs_c
+def test_all_of_a_group_is_handed_over_before_the_next_is_computed(
+    engine: BatchEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    context, held = engine._worker._context, list[int]()
+    greedily = context.advance_greedily
+
+    def noted(sequence: int, position: int, token: int, most: int, seconds: float) -> Any:
+        held.append(len(engine._worker._asked[0].made._held))
+        return greedily(sequence, position, token, min(most, 3), seconds)
+
+    monkeypatch.setattr(context, "advance_greedily", noted)
+    assert len(ids(engine.generate(SYSTEM, GenerateOptions(max_tokens=16)))) == 16
+    assert held == [0] * 5
 
 
 def test_answers_get_their_tokens_in_step_and_prompts_come_in_parts(

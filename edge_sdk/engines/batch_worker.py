@@ -192,7 +192,9 @@ class BatchWorker:
             return
         started = time.perf_counter()
         try:
-            tokens = self._follow() or self.batching.step(prompts=self._prompt_tokens())
+            if self._follow():
+                return
+            tokens = self.batching.step(prompts=self._prompt_tokens())
         except EngineError as error:
             for asked in self.batching.clear():
                 asked.end(error)
@@ -200,15 +202,18 @@ class BatchWorker:
             if tokens and tokens >= _LEAST_PART:
                 self._seconds = (time.perf_counter() - started) / tokens
 
-    def _follow(self) -> int:
-        """Several tokens of a greedy answer that is alone; how many."""
-        if len(self._asked) > 1 or not self._asked[0].greedy:
-            return 0
+    def _follow(self) -> bool:
+        """Several tokens of a greedy answer that is alone; whether there is nothing else to do in this step."""
+        asked = self._asked[0]
+        if len(self._asked) > 1 or not asked.greedy:
+            return False
 
         def evaluate(sequence: int, position: int, token: int, most: int) -> list[LogitsFigures]:
             return self._context.advance_greedily(sequence, position, token, most, MOMENT)
 
-        return self.batching.follow(evaluate, Asked.take)
+        tokens = self.batching.follow(evaluate, Asked.take)
+        asked.made.flush()
+        return bool(tokens) or asked.over
 
     def _end_unwanted(self) -> None:
         for asked in self._asked:

@@ -30,6 +30,8 @@ class HandOver(Generic[T]):
     >>> handed.put(3)
     >>> handed.ready, handed.get(), handed.get()
     (True, 1, 2)
+    >>> handed.put(4, wait=60.0), handed.flush(), handed.get(), handed.get()
+    (None, None, 3, 4)
     """
 
     def __init__(self) -> None:
@@ -51,8 +53,17 @@ class HandOver(Generic[T]):
             another = now + (now - self._last)
             self._last = now
             if another - self._sent >= wait:
-                group, self._held, self._sent = self._held, [], now
-                self._groups.put(group)
+                self._send(now)
+
+    def flush(self) -> None:
+        """Hand over what is held: nothing comes for a while."""
+        with self._lock:
+            if self._held:
+                self._send(time.perf_counter())
+
+    def _send(self, now: float) -> None:
+        group, self._held, self._sent = self._held, [], now
+        self._groups.put(group)
 
     def get(self, timeout: float | None = None) -> T:
         """The next item, as soon as it is handed over. Raises `queue.Empty` after so many seconds without one."""
