@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import json
 import os
@@ -19,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from failing_llama import failing
 from gguf_files import tiny_llama
 from lora_files import tiny_adapter
 
@@ -310,34 +310,12 @@ def test_an_answer_that_is_alone_comes_in_groups_and_says_the_same(
 @needs_c
 @pytest.mark.parametrize(("behind", "what"), [(0, "code 3"), (7, "code 3"), (0, "NaN"), (7, "NaN")])
 def test_what_fails_within_a_group_fails_there_and_nothing_else(
-    engine: BatchEngine, behind: int, what: str, monkeypatch: pytest.MonkeyPatch
+    engine: BatchEngine, behind: int, what: str
 ) -> None:
-    """The function of llama.cpp that is called is one of ours, which fails behind so many tokens of the group."""
-    lib, greedy, calls = engine._worker._model._lib, engine._worker._model._greedy, list[int]()
-    assert greedy is not None
-    options = GenerateOptions(max_tokens=20)
+    options, given = GenerateOptions(max_tokens=20), list[int]()
     before = ids(engine.generate(SYSTEM, options))
-    bad = np.full(engine._worker._model.size, np.nan, np.float32)
-
-    def decode(context: int, batch: Any) -> int:
-        calls.append(1)
-        return 3 if len(calls) > behind else int(lib.llama_decode(context, batch))
-
-    def row(context: int, place: int) -> int:
-        calls.append(1)
-        right = ctypes.cast(lib.llama_get_logits_ith(context, place), ctypes.c_void_p).value
-        return bad.ctypes.data if len(calls) > behind else right or 0
-
-    functions, given = [*greedy._functions], list[int]()
-    if what == "NaN":
-        ours = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int32)(row)
-    else:
-        ours = ctypes.CFUNCTYPE(ctypes.c_int32, ctypes.c_void_p, lib.llama_batch)(decode)
-    functions[what == "NaN"] = ctypes.cast(ours, ctypes.c_void_p)
-    with monkeypatch.context() as patched:
-        patched.setattr(greedy, "_functions", functions)
-        with pytest.raises(EngineError, match=what):
-            given += (token.id for token in engine.generate(SYSTEM, options))
+    with failing(engine._worker._model, behind, what), pytest.raises(EngineError, match=what):
+        given += (token.id for token in engine.generate(SYSTEM, options))
     assert given == before[: 1 + behind]
     assert ids(engine.generate(SYSTEM, options)) == before
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import json
 import os
@@ -20,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from failing_llama import failing
 from gguf_files import BOOL, CONTROL, F32, I32, STRING, U32, Field, tiny_llama
 from lora_files import halves, tiny_adapter
 from numpy.typing import NDArray
@@ -706,35 +706,14 @@ def test_groups_are_paced(tiny: Path) -> None:
 @needs_c
 @pytest.mark.parametrize(("behind", "what"), [(0, "code 3"), (7, "code 3"), (0, "NaN"), (7, "NaN")])
 def test_what_fails_within_a_group_fails_there_and_the_engine_goes_on(
-    engine: GgufEngine, behind: int, what: str, monkeypatch: pytest.MonkeyPatch
+    engine: GgufEngine, behind: int, what: str
 ) -> None:
-    """The function of llama.cpp that is called is one of ours, which fails behind so many tokens of the group."""
-    lib, greedy, calls = engine._model._lib, engine._model._greedy, list[int]()
-    assert greedy is not None
-    before = ids(engine.generate(PROMPT, GenerateOptions(max_tokens=20)))
-    bad = np.full(engine._model.size, np.nan, np.float32)
-
-    def decode(context: int, batch: Any) -> int:
-        calls.append(1)
-        return 3 if len(calls) > behind else int(lib.llama_decode(context, batch))
-
-    def row(context: int, place: int) -> int:
-        calls.append(1)
-        right = ctypes.cast(lib.llama_get_logits_ith(context, place), ctypes.c_void_p).value
-        return bad.ctypes.data if len(calls) > behind else right or 0
-
-    if what == "NaN":
-        at, ours = 1, ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int32)(row)
-    else:
-        at, ours = 0, ctypes.CFUNCTYPE(ctypes.c_int32, ctypes.c_void_p, lib.llama_batch)(decode)
-    functions, given = [*greedy._functions], list[int]()
-    functions[at] = ctypes.cast(ours, ctypes.c_void_p)
-    with monkeypatch.context() as patched:
-        patched.setattr(greedy, "_functions", functions)
-        with pytest.raises(EngineError, match=what):
-            given += (token.id for token in engine.generate(PROMPT, GenerateOptions(max_tokens=20)))
+    options, given = GenerateOptions(max_tokens=20), list[int]()
+    before = ids(engine.generate(PROMPT, options))
+    with failing(engine._model, behind, what), pytest.raises(EngineError, match=what):
+        given += (token.id for token in engine.generate(PROMPT, options))
     assert given == before[: 1 + behind]
-    assert ids(engine.generate(PROMPT, GenerateOptions(max_tokens=20))) == before
+    assert ids(engine.generate(PROMPT, options)) == before
 
 
 @pytest.mark.parametrize("reads", [0, 1, 3])

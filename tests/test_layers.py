@@ -42,8 +42,8 @@ PARTS = {
     "fallback": "sse completions exchange endpoint remote breaker budget ledger caller outbox"
     " | english rewording agreement learned_table learned",
     "engines": "engine sampling json_pattern json_exclusive json_schema gbnf paths template_sandbox chat_template"
-    " native_thread handover ahead profile repacking memory threads llama_library llama_state llama"
-    " llama_sampler prompt_tokens sequences cells places batching prompt_lookup draft_length decoding"
+    " native_thread handover ahead profile repacking memory threads llama_library llama_state llama_vocabulary"
+    " llama llama_sampler prompt_tokens sequences cells places batching prompt_lookup draft_length decoding"
     " prefix_file prefix_folder prefix_cache engine_gguf batch_worker batch_engine engine_onnx opening"
     " confinement messages worker worker_process isolated load_probe",
     "encoders": "embed bert_graph bert static_encoder encoders",

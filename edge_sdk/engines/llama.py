@@ -1,7 +1,8 @@
 """llama.cpp behind Python types: a loaded model with its context and adapter.
 
-With `llama_sampler` the one place that knows ctypes and the C functions of llama-cpp-python's low-level module. It
-knows nothing of prompts or text. Nothing here may be used by two threads at once; `engine_gguf` sees to that.
+With `llama_vocabulary` and `llama_sampler` the one place that knows ctypes and the C functions of
+llama-cpp-python's low-level module. It knows nothing of prompts or text. Nothing here may be used by two threads at
+once; `engine_gguf` sees to that.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from ..errors import EngineError
 from ..kernel_faces import flag, greedy
 from .llama_library import complaint, complaints, library
 from .llama_state import State, copy_state, describe_setup, restore_state
+from .llama_vocabulary import Vocabulary
 from .native_thread import NativeThread
 from .profile import DEFAULT, Tuning
 from .threads import DRAFT, ThreadPace
@@ -27,7 +29,6 @@ if TYPE_CHECKING:
     from kernels.logits import LogitsFigures
 
 _ABORTED = 2  # what llama_decode returns then
-_SPECIAL = 1 << 0 | 1 << 3  # LLAMA_TOKEN_ATTR_UNKNOWN and _CONTROL: what is parsed as a special token
 
 
 @dataclass(slots=True)
@@ -39,7 +40,7 @@ class _Handles:
     adapter: Any = None
 
 
-class LlamaModel:
+class LlamaModel(Vocabulary):
     """A model, one context of it, and `seen`, the tokens whose keys and values that context holds."""
 
     def __init__(
@@ -89,9 +90,7 @@ class LlamaModel:
         except EngineError:
             self.close()
             raise
-        self.vocabulary = lib.llama_model_get_vocab(model)
-        self.size = int(lib.llama_vocab_n_tokens(self.vocabulary))
-        self._pieces: dict[int, bytes] = {}
+        super().__init__(lib, model)
         self._stop = flag.Flag()
         self._token = (ctypes.c_int32 * 1)()
         self._single = lib.llama_batch(n_tokens=1, token=self._token)
@@ -135,72 +134,6 @@ class LlamaModel:
         """Free both; again does nothing. Nothing else may be called afterwards."""
         self._free()
         self._thread.join()
-
-    # --- vocabulary -------------------------------------------------------------------------------------
-
-    def tokenize(self, text: bytes, *, special: bool = True) -> list[int]:
-        """Tokens of UTF-8 text; what spells a `special` token becomes that token, or stays text. None is added."""
-        # A token has a byte at least, and some vocabularies put a space before the first.
-        tokens = (ctypes.c_int32 * (len(text) + 8))()
-        count = self._lib.llama_tokenize(self.vocabulary, text, len(text), tokens, len(tokens), False, special)
-        if count < 0:
-            raise EngineError(f"llama.cpp cannot tokenize a text of {len(text)} bytes")
-        return tokens[:count]
-
-    def begin(self) -> int | None:
-        """The token that every prompt has to begin with, if one has to."""
-        lib = self._lib
-        return self._known(lib.llama_vocab_bos) if lib.llama_vocab_get_add_bos(self.vocabulary) else None
-
-    def start(self) -> int | None:
-        """A token that stands for an empty prompt."""
-        begin = self._known(self._lib.llama_vocab_bos)
-        return self._known(self._lib.llama_vocab_eos) if begin is None else begin
-
-    def special(self) -> tuple[str, str]:
-        """How the vocabulary spells the beginning and the end of a text, "" where it has none."""
-        begin, end = self._known(self._lib.llama_vocab_bos), self._known(self._lib.llama_vocab_eos)
-        return self._spelled(begin), self._spelled(end)
-
-    def control_tokens(self) -> list[str]:
-        """All texts that `tokenize` turns into special tokens."""
-        attributes = self._lib.llama_vocab_get_attr
-        return [self._spelled(at) for at in range(self.size) if attributes(self.vocabulary, at) & _SPECIAL]
-
-    def ends(self) -> tuple[int, ...]:
-        """The tokens with which an answer ends: of a text, or of a turn."""
-        known = map(self._known, (self._lib.llama_vocab_eos, self._lib.llama_vocab_eot))
-        return tuple(dict.fromkeys(token for token in known if token is not None and self.is_end(token)))
-
-    def tokenize_inside(self, text: bytes) -> list[int]:
-        """Tokens of a text behind a line break, without any space before it, where none is a special token."""
-        before, whole = (self.tokenize(each, special=False) for each in (b"\n", b"\n" + text))
-        return whole[len(before) :] if whole[: len(before)] == before else self.tokenize(text, special=False)
-
-    def is_end(self, token: int) -> bool:
-        """Whether the model says with `token` that it has finished."""
-        return bool(self._lib.llama_vocab_is_eog(self.vocabulary, token))
-
-    def piece(self, token: int) -> bytes:
-        """The bytes of a token in the answer; control tokens have none."""
-        found = self._pieces.get(token)
-        if found is None:
-            buffer, size = ctypes.create_string_buffer(64), 64
-            count = self._lib.llama_token_to_piece(self.vocabulary, token, buffer, size, 0, False)
-            if count < 0:
-                buffer, size = ctypes.create_string_buffer(-count), -count
-                count = self._lib.llama_token_to_piece(self.vocabulary, token, buffer, size, 0, False)
-            found = self._pieces[token] = buffer.raw[:count]
-        return found
-
-    def _known(self, which: Callable[[Any], int]) -> int | None:
-        token = which(self.vocabulary)
-        return None if token < 0 else token
-
-    def _spelled(self, token: int | None) -> str:
-        if token is None:
-            return ""
-        return bytes(self._lib.llama_vocab_get_text(self.vocabulary, token)).decode("utf-8", "replace")
 
     # --- evaluation -------------------------------------------------------------------------------------
 
